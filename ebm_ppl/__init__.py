@@ -1,0 +1,26 @@
+"""Energy-based models inside NumPyro: potentials, samplers, objectives, and diagnostics that can be believed.
+
+Training an energy-based model is a game between a potential and a sampler; everything here is one of the two players,
+an objective, the loop that plays the game, or a reader of its results.
+"""
+
+from ebm_ppl import adaptation as adaptation
+from ebm_ppl import kernels as kernels
+from ebm_ppl import objectives as objectives
+from ebm_ppl import potentials as potentials
+from ebm_ppl.adaptation import tune_step_size as tune_step_size
+from ebm_ppl.errors import NonFiniteEnergyError as NonFiniteEnergyError
+from ebm_ppl.errors import TrainingFailure as TrainingFailure
+from ebm_ppl.errors import UnknownNormalizerError as UnknownNormalizerError
+from ebm_ppl.sampling import Draws as Draws
+from ebm_ppl.sampling import advance as advance
+from ebm_ppl.sampling import draw as draw
+from ebm_ppl.sampling import init_sampler as init_sampler
+from ebm_ppl.training import TrainState as TrainState
+from ebm_ppl.training import fit as fit
+from ebm_ppl.training import init_train as init_train
+from ebm_ppl.training import train_step as train_step
+from ebm_ppl.types import Info as Info
+from ebm_ppl.types import SamplerState as SamplerState
+
+__version__ = "0.1.0"

@@ -1,0 +1,168 @@
+"""Tuning a kernel between phases: functions ``SamplerState -> SamplerState``, never steps inside a kernel.
+
+A kernel with frozen tunables is a valid Markov kernel and is tested as one; a kernel that adapts while it runs is not.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from blackjax.adaptation.step_size import dual_averaging_adaptation
+from jax.tree_util import Partial
+
+from ebm_ppl.checks import check_count, is_traced
+from ebm_ppl.sampling import advance, check_sampler
+from ebm_ppl.types import Array, Key, Potential, SamplerState
+
+
+def tunables(sampler: SamplerState) -> dict[str, Any]:
+    """The tunables of the sampler's kernel, by name: step size, mass matrix, and so on.
+
+    Example:
+        >>> import jax.numpy as jnp, ebm_ppl as ebm
+        >>> sampler = ebm.init_sampler(jnp.zeros((4, 2)), ebm.kernels.mala(step_size=0.5))
+        >>> float(tunables(sampler)["step_size"])
+        0.5
+    """
+    return dict(sampler.kernel.keywords) if isinstance(sampler.kernel, Partial) else {}
+
+
+def set_tunables(sampler: SamplerState, **changes: Any) -> SamplerState:
+    """The same chains with other tunables; nothing recompiles while shapes and dtypes stay.
+
+    Raises:
+        ValueError: the kernel has no tunable of that name.
+
+    Example:
+        >>> import jax.numpy as jnp, ebm_ppl as ebm
+        >>> sampler = ebm.init_sampler(jnp.zeros((4, 2)), ebm.kernels.mala(step_size=0.5))
+        >>> float(tunables(set_tunables(sampler, step_size=0.25))["step_size"])
+        0.25
+    """
+    current = tunables(sampler)
+    unknown = sorted(set(changes) - set(current))
+    if unknown:
+        raise ValueError(f"{unknown[0]}: this kernel has no such tunable; expected one of {sorted(current)}.")
+    # Keep the old leaf's dtype: a Python float or an x64 scalar would otherwise change the compiled signature.
+    new = {
+        name: jax.tree.map(lambda old, value: jnp.asarray(value, old.dtype), current[name], value)
+        for name, value in changes.items()
+    }
+    kernel = Partial(sampler.kernel.func, *sampler.kernel.args, **{**current, **new})
+    return sampler._replace(kernel=kernel)
+
+
+def tune_step_size(
+    key: Key,
+    potential: Potential,
+    sampler: SamplerState,
+    target_acceptance: float = 0.6,
+    *,
+    num_iterations: int = 100,
+    num_steps: int = 1,
+) -> SamplerState:
+    """Tune the step size to a target acceptance rate by BlackJAX's dual averaging, then freeze it.
+
+    The acceptance rate of each iteration is averaged over all chains and ``num_steps`` steps, so a population needs few
+    iterations. The chains move on while tuning; run the returned sampler before trusting its draws.
+
+    Args:
+        key: Random key.
+        potential: Energy of one event, base included.
+        sampler: Chains whose kernel has a ``step_size``.
+        target_acceptance: In (0, 1). Optimal in high dimension: .57 for MALA, .65 for HMC; .8 is usual for NUTS.
+        num_iterations: Dual-averaging iterations.
+        num_steps: Kernel steps per iteration.
+
+    Returns:
+        The moved sampler with its tuned, frozen step size.
+
+    Raises:
+        ValueError: ``target_acceptance`` is outside (0, 1), or the kernel has no step size or no accept step.
+        TypeError: a count is not a whole number.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, ebm_ppl as ebm
+        >>> sampler = ebm.init_sampler(jnp.zeros((256, 2)), ebm.kernels.mala(step_size=0.01))
+        >>> def energy(x): return 0.5 * jnp.sum(x**2)
+        >>> sampler = tune_step_size(jax.random.key(0), energy, sampler, target_acceptance=0.7)
+        >>> _, info = ebm.advance(jax.random.key(1), energy, sampler, 50)
+        >>> bool(abs(info.acceptance_rate.mean() - 0.7) < 0.05)
+        True
+
+    References:
+        Nesterov (2009), Primal-dual subgradient methods; Hoffman, Gelman (2014), arXiv:1111.4246, section 3.2.
+    """
+    check_target_acceptance("target_acceptance", target_acceptance)
+    check_count("num_iterations", num_iterations)
+    check_count("num_steps", num_steps)
+    check_sampler(potential, sampler)
+    check_tunable_step(sampler)
+    tuned, acceptance = _tune(key, potential, sampler, target_acceptance, num_iterations, num_steps)
+    if not is_traced(acceptance) and bool(jnp.isnan(acceptance)):
+        raise ValueError(
+            "sampler: the acceptance rate is NaN, expected a kernel with an accept step and a finite energy. "
+            "An unadjusted kernel has nothing to tune against; choose its step size by its bias."
+        )
+    return tuned
+
+
+def check_target_acceptance(name: str, value: float) -> None:
+    """A number strictly between 0 and 1.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    if not 0.0 < float(value) < 1.0:
+        raise ValueError(f"{name}: got {value}, expected a rate strictly between 0 and 1.")
+
+
+def check_tunable_step(sampler: SamplerState) -> None:
+    """The kernel must have one scalar step size.
+
+    Raises:
+        ValueError: it has none.
+    """
+    step_size = tunables(sampler).get("step_size")
+    if step_size is None or jnp.ndim(step_size) != 0:
+        raise ValueError(
+            f"sampler: its kernel has tunables {sorted(tunables(sampler))}, expected a scalar 'step_size' to tune."
+        )
+
+
+@eqx.filter_jit
+def _tune(
+    key: Key, potential: Potential, sampler: SamplerState, target: float, num_iterations: int, num_steps: int
+) -> tuple[SamplerState, Array]:
+    init, update, final = dual_averaging_adaptation(target)
+
+    def body(carry: tuple[SamplerState, Any], step_key: Key) -> tuple[tuple[SamplerState, Any], Array]:
+        sampler, state = carry
+        sampler = set_tunables(sampler, step_size=jnp.exp(state.log_step_size))
+        sampler, info = advance(step_key, potential, sampler, num_steps)
+        acceptance = info.acceptance_rate.mean()
+        return (sampler, jax.tree.map(lambda new, old: new.astype(old.dtype), update(state, acceptance), state)), acceptance
+
+    start = jax.tree.map(jnp.asarray, init(tunables(sampler)["step_size"]))
+    (sampler, state), acceptance = jax.lax.scan(body, (sampler, start), jax.random.split(key, num_iterations))
+    return set_tunables(sampler, step_size=final(state)), acceptance[-1]
+
+
+def follow_target_acceptance(
+    sampler: SamplerState, acceptance_rate: Array, target_acceptance: float, *, gain: float = 0.1
+) -> SamplerState:
+    """One Robbins-Monro move of the step size, ``log eps += gain (acceptance - target)``, for a moving energy.
+
+    Called between the negative phases of training, where the energy changes slowly and dual averaging's vanishing gain
+    would stop following it. The step stays constant within each phase.
+
+    Example:
+        >>> import jax.numpy as jnp, ebm_ppl as ebm
+        >>> sampler = ebm.init_sampler(jnp.zeros((4, 2)), ebm.kernels.mala(step_size=0.5))
+        >>> sampler = follow_target_acceptance(sampler, jnp.array(0.9), 0.6)
+        >>> bool(tunables(sampler)["step_size"] > 0.5)
+        True
+    """
+    step_size = tunables(sampler)["step_size"]
+    return set_tunables(sampler, step_size=step_size * jnp.exp(gain * (acceptance_rate - target_acceptance)))

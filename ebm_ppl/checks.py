@@ -1,0 +1,205 @@
+"""Argument checks at the Python boundary: one clear error that names the argument, what came and what was expected.
+
+Checks look at concrete values only. Inside a trace (``jit``, ``vmap``, ``grad``) values are abstract, so shapes and dtypes
+are still checked and values are left to the caller.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ebm_ppl.errors import NonFiniteEnergyError
+from ebm_ppl.types import Potential, PyTree
+
+
+def is_traced(*trees: PyTree) -> bool:
+    """Whether any leaf is an abstract value of an enclosing trace."""
+    return any(isinstance(leaf, jax.core.Tracer) for tree in trees for leaf in jax.tree.leaves(tree))
+
+
+def check_count(name: str, value: Any, minimum: int = 1) -> int:
+    """A whole number of at least ``minimum``.
+
+    Raises:
+        TypeError: ``value`` is not a whole number.
+        ValueError: ``value`` is below ``minimum``.
+
+    Example:
+        >>> check_count("num_steps", 10)
+        10
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name}: got {value!r} ({type(value).__name__}), expected a whole number >= {minimum}.")
+    if value < minimum:
+        raise ValueError(f"{name}: got {value}, expected a whole number >= {minimum}.")
+    return int(value)
+
+
+def check_positive(name: str, value: Any) -> jax.Array:
+    """A finite, strictly positive real number or array, as a floating JAX array.
+
+    Raises:
+        TypeError: ``value`` is not a real number.
+        ValueError: a concrete ``value`` is zero, negative, NaN or infinite.
+
+    Example:
+        >>> float(check_positive("step_size", 0.5))
+        0.5
+    """
+    check_precision(name, value)
+    try:
+        array = jnp.asarray(value)
+    except TypeError as error:
+        raise TypeError(f"{name}: got {value!r}, expected a positive real number.") from error
+    if jnp.issubdtype(array.dtype, jnp.complexfloating) or array.dtype == jnp.bool_:
+        raise TypeError(f"{name}: got dtype {array.dtype}, expected a positive real number.")
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        array = array.astype(jnp.result_type(float))
+    if not is_traced(array) and not bool(jnp.all(jnp.isfinite(array) & (array > 0))):
+        raise ValueError(f"{name}: got {value}, expected a finite number > 0.")
+    return array
+
+
+def check_precision(name: str, tree: PyTree) -> None:
+    """Refuse 64-bit arrays while JAX runs in 32 bits: JAX would round them without a word.
+
+    Raises:
+        TypeError: a leaf is a 64-bit float or complex array and ``jax_enable_x64`` is off.
+    """
+    if jax.config.jax_enable_x64:
+        return
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        # Names, because NumPy takes None for float64 when it compares dtypes. A Python float is weak and adapts.
+        dtype = str(leaf.dtype) if isinstance(leaf, np.ndarray | np.generic | jax.Array) else ""
+        if dtype in ("float64", "complex128"):
+            where = name + jax.tree_util.keystr(path)
+            raise TypeError(
+                f"{where}: got {dtype} while jax_enable_x64 is off, expected float32. "
+                "Turn on 64 bits with jax.config.update('jax_enable_x64', True), or cast with .astype('float32')."
+            )
+
+
+def as_array(name: str, value: Any) -> jax.Array:
+    """A JAX array of data or positions.
+
+    NumPy makes 64-bit floats unasked, and data (unlike parameters) have no tuned last digits to lose, so in a 32-bit
+    session they are cast without a word.
+
+    Raises:
+        TypeError: ``value`` is not an array of numbers.
+    """
+    if isinstance(value, np.ndarray | np.generic) and value.dtype == np.float64 and not jax.config.jax_enable_x64:
+        value = value.astype(np.float32)
+    try:
+        return jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}: got {type(value).__name__}, expected an array of shape (row, *event).") from error
+
+
+def check_potential(potential: Potential, event: PyTree, *, name: str = "potential", arguments: Sequence = ()) -> None:
+    """Evaluate a potential abstractly on ONE event; it must give a real floating scalar.
+
+    Args:
+        potential: The energy, a function of one event (and of ``arguments``).
+        event: One event, or its ``jax.ShapeDtypeStruct``.
+        name: How the error names the argument.
+        arguments: Further positional arguments, such as a condition.
+
+    Raises:
+        TypeError: not callable, not a real floating energy, or 64-bit parameters in a 32-bit session.
+        ValueError: the energy is not a scalar, or cannot be evaluated on one event.
+    """
+    if not callable(potential):
+        raise TypeError(f"{name}: got {type(potential).__name__}, expected a callable energy of one event.")
+    check_precision(name, potential)
+    struct = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), event)
+    shapes = jax.tree.map(lambda x: tuple(x.shape), struct, is_leaf=lambda x: isinstance(x, jax.ShapeDtypeStruct))
+    try:
+        energy = jax.eval_shape(potential, struct, *arguments)
+    except Exception as error:
+        raise ValueError(
+            f"{name}: could not be evaluated on one event of shape {shapes} ({type(error).__name__}: {error}). "
+            "Expected an energy of ONE event with no batch axis; ebm_ppl maps it over rows and chains itself."
+        ) from error
+    if not isinstance(energy, jax.ShapeDtypeStruct):
+        raise TypeError(f"{name}: returned a {type(energy).__name__}, expected one real floating scalar.")
+    if energy.shape != ():
+        raise ValueError(
+            f"{name}: returned shape {energy.shape} for one event of shape {shapes}, expected a scalar of shape (). "
+            "Sum over the event's own axes; ebm_ppl maps the energy over rows and chains itself."
+        )
+    if not jnp.issubdtype(energy.dtype, jnp.floating):
+        raise TypeError(f"{name}: returned dtype {energy.dtype}, expected a real floating energy.")
+
+
+def check_rows(name: str, data: Any, *, event_shape: tuple[int, ...] | None = None, support: Any = None) -> jax.Array:
+    """Rows of one array: at least one, of the right event shape, floating, finite and inside the support.
+
+    Args:
+        name: How the error names the argument.
+        data: Array of shape ``(row, *event_shape)``.
+        event_shape: Shape of one event; not checked when ``None``.
+        support: A constraint, called on the rows; not checked when ``None``.
+
+    Returns:
+        The data as a JAX array.
+
+    Raises:
+        TypeError: the data are not a real floating array.
+        ValueError: no rows, a wrong event shape, non-finite values or rows outside the support (with count and first
+            index).
+    """
+    array = as_array(name, data)
+    if array.ndim == 0 or array.size == 0:
+        raise ValueError(f"{name}: got shape {array.shape}, which is empty; expected at least one row.")
+    if event_shape is not None and array.shape[1:] != tuple(event_shape):
+        raise ValueError(
+            f"{name}: got event shape {array.shape[1:]} (array shape {array.shape}), expected {tuple(event_shape)}."
+        )
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(f"{name}: got dtype {array.dtype}, expected a real floating array.")
+    if is_traced(array):
+        return array
+    _refuse_rows(name, array, ~jnp.isfinite(array), "that are NaN or infinite", "finite values")
+    if support is not None:
+        _refuse_rows(name, array, ~jnp.asarray(support(array)), "outside the support", f"values in {support}")
+    return array
+
+
+def _refuse_rows(name: str, array: jax.Array, bad: jax.Array, what: str, expected: str) -> None:
+    bad_rows = np.asarray(bad).reshape(array.shape[0], -1).any(axis=1)
+    if bad_rows.any():
+        first = int(np.argmax(bad_rows))
+        raise ValueError(
+            f"{name}: got {int(bad_rows.sum())} of {array.shape[0]} rows {what}, the first at index {first}; "
+            f"expected {expected}."
+        )
+
+
+def check_finite_energy(name: str, potential: Potential, rows: PyTree, *, what: str = "row") -> None:
+    """The energy must be finite at every one of the given rows.
+
+    Raises:
+        NonFiniteEnergyError: with the count, the first index and the value there.
+    """
+    if is_traced(potential, rows):
+        return
+    energies = np.asarray(map_energy(potential, rows))
+    bad = ~np.isfinite(energies)
+    if bad.any():
+        first = int(np.argmax(bad))
+        raise NonFiniteEnergyError(
+            f"{name}: the energy is not finite at {int(bad.sum())} of {bad.size} {what}s, the first at index {first} "
+            f"(energy {energies[first]}); expected finite energies. Check the parameters for NaN and the {what}s "
+            "against the support of the base distribution."
+        )
+
+
+@eqx.filter_jit
+def map_energy(potential: Potential, rows: PyTree) -> jax.Array:
+    """Energies of all rows, ``(row,)``, a bounded number of rows at a time so that memory does not grow with them."""
+    return jax.lax.map(potential, rows, batch_size=4096)

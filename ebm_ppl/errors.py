@@ -1,0 +1,31 @@
+"""The exceptions of the package, each with the remedy in its text."""
+
+from typing import Any
+
+
+class UnknownNormalizerError(ValueError):
+    """A normalised log density was asked of an EBM whose log Z nobody has accounted for."""
+
+
+class NonFiniteEnergyError(ValueError):
+    """An energy is NaN or infinite where it must be finite."""
+
+
+class TrainingFailure(RuntimeError):
+    """Training produced a non-finite number and stopped; nothing before that step is lost.
+
+    Attributes:
+        step: Index of the update that failed (0-based, as in ``TrainState.step``).
+        state: The last good ``TrainState``, exactly as it was before that update.
+        rows: Indices into the data of the batch rows with a non-finite energy (may be empty).
+        chains: Indices of chains with a non-finite energy or position (may be empty).
+        history: The history recorded up to the failing update.
+    """
+
+    def __init__(self, message: str, *, step: int, state: Any, rows: Any, chains: Any, history: dict[str, Any]):
+        super().__init__(message)
+        self.step = step
+        self.state = state
+        self.rows = rows
+        self.chains = chains
+        self.history = history

@@ -1,0 +1,276 @@
+"""BlackJAX's per-chain samplers as population kernels: MALA, HMC, NUTS, unadjusted Langevin, and any that conforms.
+
+This is the one place where the sign flips: BlackJAX reads ``logdensity_fn = -potential``.
+"""
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import blackjax
+import jax
+import jax.numpy as jnp
+from blackjax.base import SamplingAlgorithm
+from blackjax.mcmc.diffusions import overdamped_langevin
+from jax.tree_util import Partial
+
+from ebm_ppl.checks import check_count, check_positive
+from ebm_ppl.types import Array, Event, Info, Kernel, Key, Potential, PyTree
+
+_REFUSED: dict[Any, str] = {
+    blackjax.elliptical_slice.differentiable: "it reads the log density as a likelihood against a Gaussian prior of its own",
+    blackjax.orbital_hmc.differentiable: "its state is a weighted orbit, not a position",
+    blackjax.sgld.differentiable: "it needs a stochastic gradient estimator, not a log density",
+    blackjax.sghmc.differentiable: "it needs a stochastic gradient estimator, not a log density",
+    blackjax.sgnht.differentiable: "it needs a stochastic gradient estimator, not a log density",
+    blackjax.csgld.differentiable: "it needs stochastic estimators, not a log density",
+}
+
+
+def from_blackjax(algorithm: Callable[..., SamplingAlgorithm], **parameters: Any) -> Kernel:
+    """Lift a per-chain BlackJAX sampler to a population kernel by ``vmap``.
+
+    Floating numbers and arrays among the parameters become pytree leaves of the kernel (changing one never recompiles);
+    integers, strings, booleans and functions are static. Floating parameters are cast to the dtype of the chains.
+
+    Args:
+        algorithm: A BlackJAX sampler such as ``blackjax.barker``, or any function
+            ``(logdensity_fn, **parameters) -> SamplingAlgorithm`` whose states have a ``position``.
+        **parameters: Its parameters, such as ``step_size``.
+
+    Returns:
+        A kernel, ``kernel(potential) -> (init, step)``. ``init(position, key)`` takes positions ``(chain, *event)``;
+        ``step(key, state)`` returns the new state and an :class:`ebm_ppl.types.Info` of ``(chain,)`` arrays.
+
+    Raises:
+        TypeError: the sampler does not conform (the text says why), or a parameter cannot be used.
+        ValueError: ``step_size`` is not finite and positive.
+
+    Example:
+        >>> import blackjax, jax, jax.numpy as jnp
+        >>> kernel = from_blackjax(blackjax.barker, step_size=0.5)
+        >>> algorithm = kernel(lambda x: 0.5 * jnp.sum(x**2))
+        >>> state = algorithm.init(jnp.zeros((4, 2)), jax.random.key(0))
+        >>> state, info = algorithm.step(jax.random.key(1), state)
+        >>> state.position.shape, info.acceptance_rate.shape
+        ((4, 2), (4,))
+    """
+    build = algorithm.differentiable if isinstance(algorithm, blackjax.GenerateSamplingAPI) else algorithm
+    if not callable(build):
+        raise TypeError(f"algorithm: got {type(algorithm).__name__}, expected a BlackJAX sampler.")
+    if build in _REFUSED:
+        raise TypeError(f"algorithm: this BlackJAX sampler cannot serve as a negative phase: {_REFUSED[build]}.")
+    if build is blackjax.irmh.differentiable and parameters.get("proposal_logdensity_fn") is None:
+        raise TypeError(
+            "algorithm: blackjax.irmh without proposal_logdensity_fn samples the wrong target; "
+            "pass the log density of the proposal."
+        )
+    if "step_size" in parameters:
+        parameters["step_size"] = check_positive("step_size", parameters["step_size"])
+    tunables, static = {}, []
+    for name, value in sorted(parameters.items()):
+        if isinstance(value, bool | int | str) or callable(value):
+            static.append((name, value))
+        else:
+            tunables[name] = jax.tree.map(jnp.asarray, value)
+    return Partial(_Population(build, tuple(static)), **tunables)
+
+
+@dataclass(frozen=True)
+class _Population:
+    """The static half of a lifted kernel; hashable, so that equal kernels share one compilation."""
+
+    build: Callable[..., SamplingAlgorithm]
+    static: tuple[tuple[str, Hashable], ...]
+
+    def __call__(self, potential: Potential, **tunables: PyTree) -> SamplingAlgorithm:
+        def chain_algorithm(position: Event) -> SamplingAlgorithm:
+            dtype = jnp.result_type(*jax.tree.leaves(position))
+
+            def logdensity_fn(event: Event) -> Array:
+                return -potential(event).astype(dtype)
+
+            cast = jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tunables)
+            return self.build(logdensity_fn, **cast, **dict(self.static))
+
+        def init_chain(position: Event, key: Key) -> NamedTuple:
+            return chain_algorithm(position).init(position, key)
+
+        def step_chain(key: Key, state: Any) -> tuple[Any, Info]:
+            state, info = chain_algorithm(state.position).step(key, state)
+            return state, _info(state, info)
+
+        def init(position: PyTree, key: Key) -> NamedTuple:
+            return jax.vmap(init_chain)(position, jax.random.split(key, _num_chains(position)))
+
+        def step(key: Key, state: Any) -> tuple[Any, Info]:
+            return jax.vmap(step_chain)(jax.random.split(key, _num_chains(state.position)), state)
+
+        return SamplingAlgorithm(init, step)
+
+
+def _num_chains(position: PyTree) -> int:
+    return jax.tree.leaves(position)[0].shape[0]
+
+
+def _info(state: Any, info: Any) -> Info:
+    """BlackJAX's infos differ by sampler; these three numbers are what every diagnostic reads."""
+    fields = info._asdict()
+    finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state.position)]).all()
+    finite &= ~jnp.isnan(state._asdict().get("logdensity", 0.0))
+    return Info(
+        acceptance_rate=jnp.asarray(fields.get("acceptance_rate", jnp.nan), jnp.float32),
+        is_divergent=jnp.asarray(fields.get("is_divergent", False)) | ~finite,
+        num_gradients=jnp.asarray(fields.get("num_integration_steps", 1), jnp.int32),
+    )
+
+
+def mala(step_size: float | Array) -> Kernel:
+    """Metropolis-adjusted Langevin: ``x' = x - eps grad U(x) + sqrt(2 eps) xi``, accepted or rejected exactly.
+
+    Args:
+        step_size: ``eps > 0``, in squared units of ``x``. Around .57 acceptance is optimal in high dimension;
+            :func:`ebm_ppl.tune_step_size` finds it.
+
+    Returns:
+        A kernel that leaves ``exp(-U)`` invariant. One gradient per step.
+
+    Raises:
+        ValueError: ``step_size`` is not finite and positive.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, ebm_ppl as ebm
+        >>> sampler = ebm.init_sampler(jnp.zeros((8, 2)), mala(step_size=0.3))
+        >>> sampler, info = ebm.advance(jax.random.key(0), lambda x: 0.5 * jnp.sum(x**2), sampler, 100)
+        >>> sampler.position.shape
+        (8, 2)
+
+    References:
+        Roberts, Tweedie (1996), Exponential convergence of Langevin distributions and their discrete approximations.
+    """
+    return from_blackjax(blackjax.mala, step_size=step_size)
+
+
+def unadjusted_langevin(step_size: float | Array) -> Kernel:
+    """Unadjusted Langevin: ``x' = x - eps grad U(x) + sqrt(2 eps) xi``, with no accept step.
+
+    BIASED: its stationary law differs from ``exp(-U)`` by a term of order ``eps``, and its acceptance rate is NaN because
+    nothing is ever rejected. Use :func:`mala` where the law matters.
+
+    Args:
+        step_size: ``eps > 0``, in squared units of ``x``; part of the model when training relies on it.
+
+    Raises:
+        ValueError: ``step_size`` is not finite and positive.
+
+    Example:
+        >>> kernel = unadjusted_langevin(step_size=0.01)
+
+    References:
+        Parisi (1981), Correlation functions and computer simulations, Nuclear Physics B 180.
+    """
+    return from_blackjax(_unadjusted_langevin, step_size=step_size)
+
+
+class _NoAcceptance(NamedTuple):
+    pass
+
+
+def _unadjusted_langevin(logdensity_fn: Callable[[Event], Array], step_size: Array) -> SamplingAlgorithm:
+    one_step = overdamped_langevin(jax.value_and_grad(logdensity_fn))
+    return SamplingAlgorithm(
+        init=lambda position, key=None: blackjax.mala.init(position, logdensity_fn),
+        step=lambda key, state: (one_step(key, state, step_size), _NoAcceptance()),
+    )
+
+
+def hmc(step_size: float | Array, num_integration_steps: int, *, inverse_mass_matrix: Array | None = None) -> Kernel:
+    """Hamiltonian Monte Carlo with a leapfrog trajectory of fixed length.
+
+    Args:
+        step_size: Leapfrog step, in units of ``x`` for a unit mass matrix; ``> 0``.
+        num_integration_steps: Leapfrog steps per proposal, ``>= 1``; that many gradients.
+        inverse_mass_matrix: Diagonal ``(d,)`` or dense ``(d, d)`` estimate of the covariance of the flattened event;
+            the identity when ``None``.
+
+    Returns:
+        A kernel that leaves ``exp(-U)`` invariant.
+
+    Raises:
+        ValueError: ``step_size`` or ``num_integration_steps`` is not positive, or the matrix has the wrong rank.
+
+    Example:
+        >>> kernel = hmc(step_size=0.2, num_integration_steps=10)
+
+    References:
+        Neal (2011), MCMC using Hamiltonian dynamics, arXiv:1206.1901.
+    """
+    return from_blackjax(
+        _hmc,
+        step_size=step_size,
+        num_integration_steps=check_count("num_integration_steps", num_integration_steps),
+        inverse_mass_matrix=_check_mass(inverse_mass_matrix),
+    )
+
+
+def nuts(step_size: float | Array, *, inverse_mass_matrix: Array | None = None, max_num_doublings: int = 10) -> Kernel:
+    """The no-U-turn sampler: Hamiltonian trajectories that stop themselves.
+
+    Chains of a population step together, so one step costs as much as its longest trajectory.
+
+    Args:
+        step_size: Leapfrog step, ``> 0``.
+        inverse_mass_matrix: As in :func:`hmc`.
+        max_num_doublings: The trajectory has at most ``2**max_num_doublings`` leapfrog steps.
+
+    Raises:
+        ValueError: an argument is not positive, or the matrix has the wrong rank.
+
+    Example:
+        >>> kernel = nuts(step_size=0.5)
+
+    References:
+        Hoffman, Gelman (2014), The No-U-Turn Sampler, arXiv:1111.4246.
+    """
+    return from_blackjax(
+        _nuts,
+        step_size=step_size,
+        inverse_mass_matrix=_check_mass(inverse_mass_matrix),
+        max_num_doublings=check_count("max_num_doublings", max_num_doublings),
+    )
+
+
+def _check_mass(inverse_mass_matrix: Array | None) -> Array | None:
+    if inverse_mass_matrix is None:
+        return None
+    matrix = jnp.asarray(inverse_mass_matrix)
+    if matrix.ndim not in (1, 2) or (matrix.ndim == 2 and matrix.shape[0] != matrix.shape[1]):
+        raise ValueError(f"inverse_mass_matrix: got shape {matrix.shape}, expected (d,) or (d, d).")
+    if matrix.ndim == 1:
+        check_positive("inverse_mass_matrix", matrix)
+    return matrix
+
+
+def _with_default_mass(build: Callable[..., SamplingAlgorithm]) -> Callable[..., SamplingAlgorithm]:
+    """BlackJAX wants the mass matrix up front; the identity's size is known only once a position is."""
+
+    def with_default_mass(
+        logdensity_fn: Callable[[Event], Array], inverse_mass_matrix: Array | None = None, **parameters: Any
+    ) -> SamplingAlgorithm:
+        def algorithm(position: Event) -> SamplingAlgorithm:
+            matrix = inverse_mass_matrix
+            if matrix is None:
+                leaves = jax.tree.leaves(position)
+                matrix = jnp.ones(sum(leaf.size for leaf in leaves), jnp.result_type(*leaves))
+            return build(logdensity_fn, inverse_mass_matrix=matrix, **parameters)
+
+        return SamplingAlgorithm(
+            init=lambda position, key=None: algorithm(position).init(position),
+            step=lambda key, state: algorithm(state.position).step(key, state),
+        )
+
+    return with_default_mass
+
+
+_hmc = _with_default_mass(blackjax.hmc.differentiable)
+_nuts = _with_default_mass(blackjax.nuts.differentiable)

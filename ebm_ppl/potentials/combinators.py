@@ -1,0 +1,165 @@
+"""New potentials from old: tilt by a base, add, temper; and which of their parameters training may move."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from ebm_ppl.checks import check_positive
+from ebm_ppl.types import Density, Event, Potential, PyTree, Scalar
+
+
+class Fixed(eqx.Module):
+    """A part of a potential that training must not move, such as the base distribution of a tilted energy."""
+
+    value: Any
+
+
+def trainable(tree: PyTree) -> PyTree:
+    """Mark the leaves that an optimizer may move: real floating arrays outside :class:`Fixed`.
+
+    Args:
+        tree: A potential (any callable pytree).
+
+    Returns:
+        A pytree of booleans with the structure of ``tree``, a filter specification for ``equinox.partition``.
+
+    Example:
+        >>> import numpyro.distributions as dist
+        >>> import jax, ebm_ppl as ebm
+        >>> net = ebm.potentials.MLP(2, key=jax.random.key(0), width=8, depth=1)
+        >>> base = dist.Normal(0.0, 1.0).expand([2]).to_event(1)
+        >>> tilted = ebm.potentials.tilt(net, base)
+        >>> sum(jax.tree.leaves(trainable(tilted))) == sum(jax.tree.leaves(trainable(net)))
+        True
+    """
+
+    def mark(node: Any) -> Any:
+        if isinstance(node, Fixed):
+            return jax.tree.map(lambda _: False, node)
+        return eqx.is_inexact_array(node)
+
+    return jax.tree.map(mark, tree, is_leaf=lambda node: isinstance(node, Fixed))
+
+
+class Tilted(eqx.Module):
+    """The energy ``U(x) - log base(x)`` of the density ``p(x) = base(x) exp(-U(x)) / Z``. See :func:`tilt`."""
+
+    potential: Potential
+    base: Fixed
+
+    def __call__(self, event: Event) -> Scalar:
+        # Only the base's own parameters are constants: its gradient in the event drives the sampler.
+        base = jax.tree.map(lambda x: jax.lax.stop_gradient(x) if eqx.is_array(x) else x, self.base.value)
+        return self.potential(event) - base.log_prob(event)
+
+    @property
+    def support(self) -> Any:
+        """Support of the base."""
+        return self.base.value.support
+
+
+def tilt(potential: Potential, base: Density) -> Tilted:
+    """Tilt a base distribution by an energy: the potential ``U - log base``.
+
+    The density ``p(x) = base(x) exp(-U(x)) / Z`` starts at the base when ``U`` starts at zero, and is proper whenever
+    ``U`` is bounded below. The parameters of ``base`` are held fixed: no gradient reaches them, and optimizers built by
+    :func:`ebm_ppl.init_train` do not see them.
+
+    Args:
+        potential: Energy ``U`` of one event.
+        base: Normalised distribution of one event (its ``batch_shape`` is ``()``), NumPyro or distrax.
+
+    Returns:
+        A potential of one event.
+
+    Raises:
+        TypeError: ``potential`` is not callable or ``base`` has no ``log_prob``.
+        ValueError: ``base`` has a batch shape; its events would be mistaken for rows.
+
+    Example:
+        >>> import numpyro.distributions as dist
+        >>> import jax.numpy as jnp
+        >>> tilted = tilt(lambda x: 0.5 * x**2, dist.Normal(0.0, 1.0))
+        >>> bool(jnp.isclose(tilted(2.0) - tilted(0.0), 4.0))
+        True
+
+    References:
+        Grenioux, Moulines, Gabrie (2023), arXiv:2306.00684, equation 6.
+    """
+    if not callable(potential):
+        raise TypeError(f"potential: got {type(potential).__name__}, expected a callable energy of one event.")
+    if not isinstance(base, Density):
+        raise TypeError(f"base: got {type(base).__name__}, expected a distribution with a log_prob method.")
+    batch_shape = tuple(getattr(base, "batch_shape", ()))
+    if batch_shape != ():
+        raise ValueError(
+            f"base: got batch_shape {batch_shape}, expected (). Declare the event's axes as event axes, "
+            "for example with base.to_event()."
+        )
+    return Tilted(potential, Fixed(base))
+
+
+class Sum(eqx.Module):
+    """The energy ``sum_i U_i(x)``, a product of experts. See :func:`add`."""
+
+    potentials: tuple[Potential, ...]
+
+    def __call__(self, event: Event) -> Scalar:
+        total = self.potentials[0](event)
+        for potential in self.potentials[1:]:
+            total = total + potential(event)
+        return total
+
+
+def add(*potentials: Potential) -> Sum:
+    """Add energies: ``U(x) = U_1(x) + ... + U_n(x)``, the product of their densities.
+
+    Raises:
+        ValueError: no potential was given.
+        TypeError: one of them is not callable.
+
+    Example:
+        >>> float(add(lambda x: x**2, lambda x: 3.0 * x)(2.0))
+        10.0
+    """
+    if not potentials:
+        raise ValueError("potentials: got none, expected at least one energy to add.")
+    for index, potential in enumerate(potentials):
+        if not callable(potential):
+            raise TypeError(f"potentials[{index}]: got {type(potential).__name__}, expected a callable energy.")
+    return Sum(tuple(potentials))
+
+
+class Tempered(eqx.Module):
+    """The energy ``beta U(x)``. See :func:`temper`."""
+
+    potential: Potential
+    inverse_temperature: Fixed
+
+    def __call__(self, event: Event) -> Scalar:
+        energy = jnp.asarray(self.potential(event))
+        return self.inverse_temperature.value.astype(energy.dtype) * energy
+
+
+def temper(potential: Potential, inverse_temperature: float | jax.Array) -> Tempered:
+    """Scale an energy by an inverse temperature: ``beta U(x)``, the density ``p(x)^beta`` up to its normaliser.
+
+    The inverse temperature is a pytree leaf, so changing it does not recompile, and training does not move it.
+
+    Args:
+        potential: Energy of one event.
+        inverse_temperature: ``beta > 0``, dimensionless; ``beta < 1`` flattens, ``beta > 1`` sharpens.
+
+    Raises:
+        TypeError: ``potential`` is not callable.
+        ValueError: ``inverse_temperature`` is not finite and positive.
+
+    Example:
+        >>> float(temper(lambda x: x**2, 0.5)(2.0))
+        2.0
+    """
+    if not callable(potential):
+        raise TypeError(f"potential: got {type(potential).__name__}, expected a callable energy of one event.")
+    return Tempered(potential, Fixed(check_positive("inverse_temperature", inverse_temperature)))

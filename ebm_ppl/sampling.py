@@ -1,0 +1,307 @@
+"""Running a kernel: sampler states, the negative phase, traces, and the replay buffer.
+
+A :class:`~ebm_ppl.types.SamplerState` holds positions only. Every call here builds the kernel's own state afresh from
+them, at the cost of one gradient, because a log density cached before a parameter update is a lie after it.
+"""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from ebm_ppl.checks import as_array, check_count, check_potential, is_traced
+from ebm_ppl.types import Array, Info, Kernel, Key, Potential, PyTree, SamplerState
+
+
+class Draws(NamedTuple):
+    """A trace of a population: what :func:`draw` returns and ``diagnostics.to_datatree`` reads.
+
+    Attributes:
+        position: ``(chain, draw, *event)``.
+        potential: Energy of each draw under the sampled potential (base included), ``(chain, draw)``.
+        acceptance_rate: Mean acceptance since the previous draw, ``(chain, draw)``; NaN without an accept step.
+        is_divergent: Whether any step since the previous draw failed numerically, ``(chain, draw)``.
+        num_gradients: Gradient evaluations since the previous draw, ``(chain, draw)``.
+        log_weight: Log importance weights, ``(chain,)``; zeros for unweighted kernels.
+    """
+
+    position: PyTree
+    potential: Array
+    acceptance_rate: Array
+    is_divergent: Array
+    num_gradients: Array
+    log_weight: Array
+
+
+def init_sampler(position: PyTree, kernel: Kernel) -> SamplerState:
+    """A sampler state from starting positions.
+
+    Args:
+        position: Floating positions ``(chain, *event)`` (or a pytree of such arrays), finite, at least one chain.
+        kernel: From :mod:`ebm_ppl.kernels`.
+
+    Returns:
+        A state with zero log weights.
+
+    Raises:
+        TypeError: integer, complex or 16-bit positions, or a kernel that is not callable.
+        ValueError: zero chains, differing numbers of chains, or non-finite positions (with the first chain).
+
+    Example:
+        >>> import jax.numpy as jnp, ebm_ppl as ebm
+        >>> ebm.init_sampler(jnp.zeros((16, 2)), ebm.kernels.mala(step_size=0.1)).num_chains
+        16
+    """
+    if not callable(kernel):
+        raise TypeError(f"kernel: got {type(kernel).__name__}, expected a kernel such as ebm.kernels.mala(step_size=0.1).")
+    position = jax.tree.map(lambda x: as_array("position", x), position)
+    leaves = jax.tree.leaves(position)
+    if not leaves or any(leaf.ndim == 0 for leaf in leaves):
+        raise ValueError("position: got no leading chain axis, expected arrays of shape (chain, *event).")
+    counts = {leaf.shape[0] for leaf in leaves}
+    if counts == {0}:
+        raise ValueError("position: got zero chains, expected at least one.")
+    if len(counts) > 1:
+        raise ValueError(f"position: got leaves with {sorted(counts)} chains, expected one number of chains.")
+    for leaf in leaves:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(f"position: got dtype {leaf.dtype}, expected floating positions for a gradient kernel.")
+        if leaf.dtype.itemsize < 4:
+            raise TypeError(f"position: got dtype {leaf.dtype}, expected float32 or float64; accept steps need them.")
+        if not is_traced(leaf):
+            bad = ~jnp.isfinite(leaf.reshape(leaf.shape[0], -1)).all(axis=1)
+            if bad.any():
+                raise ValueError(
+                    f"position: got {int(bad.sum())} of {leaf.shape[0]} chains with NaN or infinite coordinates, the "
+                    f"first at index {int(jnp.argmax(bad))}; expected finite positions."
+                )
+    return SamplerState(position, jnp.zeros(counts.pop(), jnp.result_type(*leaves)), kernel)
+
+
+def advance(key: Key, potential: Potential, sampler: SamplerState, num_steps: int) -> tuple[SamplerState, Info]:
+    """The negative phase: move every chain ``num_steps`` kernel steps under the current potential, keeping no trace.
+
+    Memory does not grow with ``num_steps``, and no gradient flows through the chains.
+
+    Args:
+        key: Random key.
+        potential: Energy of one event, base included (see :func:`ebm_ppl.potentials.tilt`).
+        sampler: The chains and their kernel.
+        num_steps: Kernel steps (k), at least one.
+
+    Returns:
+        The moved sampler and an :class:`~ebm_ppl.types.Info` of ``(chain,)`` arrays: acceptance averaged over the steps,
+        whether any step diverged, and gradients in total (one more than the steps need, for the fresh start).
+
+    Raises:
+        TypeError: ``num_steps`` is not a whole number, or the energy is not a real floating scalar.
+        ValueError: ``num_steps < 1``, or the energy does not fit one event of these chains.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, ebm_ppl as ebm
+        >>> sampler = ebm.init_sampler(jnp.zeros((4, 2)), ebm.kernels.mala(step_size=0.5))
+        >>> sampler, info = advance(jax.random.key(0), lambda x: 0.5 * jnp.sum(x**2), sampler, 20)
+        >>> int(info.num_gradients[0])
+        21
+    """
+    num_steps = check_count("num_steps", num_steps)
+    check_sampler(potential, sampler)
+    run = _advance if is_traced(key, potential, sampler) else _compiled_advance
+    return run(key, potential, sampler, num_steps)
+
+
+def draw(
+    key: Key, potential: Potential, sampler: SamplerState, num_draws: int, *, num_steps: int = 1
+) -> tuple[SamplerState, Draws]:
+    """Run the chains and keep the trace.
+
+    Args:
+        key: Random key.
+        potential: Energy of one event, base included.
+        sampler: The chains and their kernel.
+        num_draws: Draws to keep per chain.
+        num_steps: Kernel steps between draws (thinning).
+
+    Returns:
+        The moved sampler and the :class:`Draws`.
+
+    Raises:
+        TypeError: a count is not a whole number, or the energy is not a real floating scalar.
+        ValueError: a count is below one, or the energy does not fit one event of these chains.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, ebm_ppl as ebm
+        >>> sampler = ebm.init_sampler(jnp.zeros((4, 2)), ebm.kernels.mala(step_size=0.5))
+        >>> sampler, draws = draw(jax.random.key(0), lambda x: 0.5 * jnp.sum(x**2), sampler, 50)
+        >>> draws.position.shape, draws.potential.shape
+        ((4, 50, 2), (4, 50))
+    """
+    num_draws, num_steps = check_count("num_draws", num_draws), check_count("num_steps", num_steps)
+    check_sampler(potential, sampler)
+    run = _draw if is_traced(key, potential, sampler) else _compiled_draw
+    return run(key, potential, sampler, num_draws, num_steps)
+
+
+def check_sampler(potential: Potential, sampler: SamplerState) -> None:
+    """The energy must give a real floating scalar for one event of these chains.
+
+    Raises:
+        TypeError: ``sampler`` is not a :class:`~ebm_ppl.types.SamplerState`, or the energy is not real floating.
+        ValueError: the energy does not fit one event.
+    """
+    if not isinstance(sampler, SamplerState):
+        raise TypeError(f"sampler: got {type(sampler).__name__}, expected the result of ebm.init_sampler.")
+    event = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), sampler.position)
+    check_potential(potential, event)
+
+
+def _population(key: Key, potential: Potential, sampler: SamplerState) -> tuple[Any, Any]:
+    """The kernel's step function and a fresh state: nothing cached survives from before."""
+    algorithm = sampler.kernel(potential)
+    return algorithm.step, algorithm.init(sampler.position, key)
+
+
+def _steps(key: Key, step: Any, state: Any, num_steps: int) -> tuple[Any, Info]:
+    def body(carry: tuple[Any, Info], step_key: Key) -> tuple[tuple[Any, Info], None]:
+        state, total = carry
+        state, info = step(step_key, state)
+        total = Info(
+            acceptance_rate=total.acceptance_rate + info.acceptance_rate / num_steps,
+            is_divergent=total.is_divergent | info.is_divergent,
+            num_gradients=total.num_gradients + info.num_gradients,
+        )
+        return (state, total), None
+
+    num_chains = jax.tree.leaves(state.position)[0].shape[0]
+    zero = Info(jnp.zeros(num_chains, jnp.float32), jnp.zeros(num_chains, bool), jnp.zeros(num_chains, jnp.int32))
+    (state, total), _ = jax.lax.scan(body, (state, zero), jax.random.split(key, num_steps))
+    return state, total
+
+
+def _advance(key: Key, potential: Potential, sampler: SamplerState, num_steps: int) -> tuple[SamplerState, Info]:
+    potential, sampler = _constants((potential, sampler))
+    init_key, run_key = jax.random.split(key)
+    step, state = _population(init_key, potential, sampler)
+    state, info = _steps(run_key, step, state, num_steps)
+    info = info._replace(num_gradients=info.num_gradients + 1)
+    return _constants(sampler._replace(position=state.position)), info
+
+
+def _draw(
+    key: Key, potential: Potential, sampler: SamplerState, num_draws: int, num_steps: int
+) -> tuple[SamplerState, Draws]:
+    potential, sampler = _constants((potential, sampler))
+    init_key, run_key = jax.random.split(key)
+    step, state = _population(init_key, potential, sampler)
+
+    def body(state: Any, draw_key: Key) -> tuple[Any, tuple[PyTree, Array, Info]]:
+        state, info = _steps(draw_key, step, state, num_steps)
+        return state, (state.position, jax.vmap(potential)(state.position), info)
+
+    state, trace = jax.lax.scan(body, state, jax.random.split(run_key, num_draws))
+    position, energy, info = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), trace)
+    draws = Draws(position, energy, info.acceptance_rate, info.is_divergent, info.num_gradients, sampler.log_weight)
+    return sampler._replace(position=state.position), draws
+
+
+_compiled_advance = eqx.filter_jit(_advance)
+_compiled_draw = eqx.filter_jit(_draw)
+
+
+def _constants(tree: PyTree) -> PyTree:
+    """Negatives are constants of the loss: no gradient flows into or out of a chain."""
+    return jax.tree.map(lambda x: jax.lax.stop_gradient(x) if eqx.is_array(x) else x, tree)
+
+
+def restart(key: Key, sampler: SamplerState, fresh: PyTree, probability: float | Array) -> SamplerState:
+    """Replay buffer: send each chain back to a fresh position, independently with the given probability.
+
+    Probability 0 is plain persistence, 1 is a fresh start for every chain.
+
+    Args:
+        key: Random key.
+        sampler: The chains.
+        fresh: Fresh positions ``(chain, *event)``: rows of data, or draws of the base.
+        probability: Restart probability in [0, 1].
+
+    Returns:
+        The sampler with restarted chains; their log weights return to zero.
+
+    Raises:
+        ValueError: a concrete ``probability`` outside [0, 1], or ``fresh`` of another shape than the chains.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, ebm_ppl as ebm
+        >>> sampler = ebm.init_sampler(jnp.zeros((3, 2)), ebm.kernels.mala(step_size=0.1))
+        >>> float(restart(jax.random.key(0), sampler, jnp.ones((3, 2)), 1.0).position.sum())
+        6.0
+
+    References:
+        Du, Mordatch (2019), Implicit generation and generalization in energy-based models, arXiv:1903.08689 (a replay
+        buffer with 5 % restarts).
+    """
+    check_probability("probability", probability)
+    shapes, fresh_shapes = jax.tree.map(jnp.shape, sampler.position), jax.tree.map(jnp.shape, fresh)
+    if shapes != fresh_shapes:
+        raise ValueError(f"fresh: got shape {fresh_shapes}, expected that of the chains, {shapes}.")
+    chosen = jax.random.bernoulli(key, probability, (sampler.num_chains,))
+
+    def choose(new: Array, old: Array) -> Array:
+        return jnp.where(chosen.reshape(-1, *[1] * (old.ndim - 1)), new.astype(old.dtype), old)
+
+    position = jax.tree.map(choose, fresh, sampler.position)
+    return sampler._replace(position=position, log_weight=jnp.where(chosen, 0.0, sampler.log_weight))
+
+
+def check_probability(name: str, value: float | Array) -> None:
+    """A number in [0, 1].
+
+    Raises:
+        ValueError: a concrete ``value`` is outside [0, 1] or NaN.
+    """
+    if not is_traced(value) and not 0.0 <= float(value) <= 1.0:
+        raise ValueError(f"{name}: got {value}, expected a probability in [0, 1].")
+
+
+def gather_chains(key: Key, sampler: SamplerState, num_chains: int) -> tuple[Array, SamplerState]:
+    """Replay buffer: choose chains at random, without replacement.
+
+    Args:
+        key: Random key.
+        sampler: The whole bank of chains.
+        num_chains: How many to choose.
+
+    Returns:
+        Their indices ``(num_chains,)`` and a sampler of those chains, for :func:`scatter_chains` to put back.
+
+    Raises:
+        ValueError: ``num_chains`` exceeds the bank.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, ebm_ppl as ebm
+        >>> bank = ebm.init_sampler(jnp.zeros((100, 2)), ebm.kernels.mala(step_size=0.1))
+        >>> index, chosen = gather_chains(jax.random.key(0), bank, 10)
+        >>> chosen.num_chains
+        10
+    """
+    if check_count("num_chains", num_chains) > sampler.num_chains:
+        raise ValueError(f"num_chains: got {num_chains}, expected at most the {sampler.num_chains} chains of the bank.")
+    index = jax.random.choice(key, sampler.num_chains, (num_chains,), replace=False)
+    position = jax.tree.map(lambda x: x[index], sampler.position)
+    return index, sampler._replace(position=position, log_weight=sampler.log_weight[index])
+
+
+def scatter_chains(sampler: SamplerState, index: Array, moved: SamplerState) -> SamplerState:
+    """Replay buffer: put moved chains back into the bank at their indices.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, ebm_ppl as ebm
+        >>> bank = ebm.init_sampler(jnp.zeros((4, 2)), ebm.kernels.mala(step_size=0.1))
+        >>> index, chosen = gather_chains(jax.random.key(0), bank, 2)
+        >>> float(scatter_chains(bank, index, chosen._replace(position=chosen.position + 1)).position.sum())
+        4.0
+    """
+    position = jax.tree.map(lambda old, new: old.at[index].set(new), sampler.position, moved.position)
+    log_weight = sampler.log_weight.at[index].set(moved.log_weight)
+    return sampler._replace(position=position, log_weight=log_weight)

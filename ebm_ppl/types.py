@@ -1,0 +1,96 @@
+"""The shared vocabulary: what a potential, a kernel, a sampler state and an objective are.
+
+Notation used throughout the package: ``U`` (or ``E``) is the energy of ONE event, dimensionless (kT = 1); a density is
+``p(x) = base(x) exp(-U(x)) / Z``. Nothing in this module computes anything.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+from blackjax.base import SamplingAlgorithm
+
+Array = jax.Array
+Key = jax.Array
+"""A JAX random key (``jax.random.key``). Keys are arguments, never defaults and never stored inside an object."""
+
+PyTree = Any
+Event = PyTree
+"""One sample, with no batch axis: an array of shape ``event_shape`` or a pytree of arrays."""
+
+Scalar = jax.Array
+"""A real floating array of shape ``()``."""
+
+Potential = Callable[[Event], Scalar]
+"""Energy of one event. Any callable pytree: an ``equinox.Module``, a ``jax.tree_util.Partial`` or a module-level
+function. The library maps it over chains and rows itself; an energy that reduces over a batch is refused."""
+
+Kernel = Callable[[Potential], SamplingAlgorithm]
+"""From a potential to BlackJAX's ``(init, step)`` pair on a POPULATION of chains (leading ``chain`` axis).
+
+A kernel is a ``jax.tree_util.Partial`` whose keywords are its tunables (step size, mass matrix, flow weights): they are
+pytree leaves, so changing one never recompiles. Its states hold at least ``position``; its infos are :class:`Info`.
+"""
+
+Metrics = dict[str, Array]
+"""Named scalars of one training step."""
+
+Batch = PyTree
+"""The positive phase: an array, or a pytree of arrays, with a leading row axis."""
+
+
+class Info(NamedTuple):
+    """What one step of a population kernel tells its diagnostics. Every field has shape ``(chain,)``.
+
+    Attributes:
+        acceptance_rate: Probability with which the proposal was accepted; NaN where the kernel has no accept step.
+        is_divergent: Whether the step failed numerically (a trajectory left the stable region, or the state is not
+            finite).
+        num_gradients: Evaluations of the energy's gradient spent by the step.
+    """
+
+    acceptance_rate: Array
+    is_divergent: Array
+    num_gradients: Array
+
+
+class SamplerState(NamedTuple):
+    """All of a sampler that survives a parameter update. It holds no cached energies, by construction.
+
+    BlackJAX states cache the log density. The additive constant of an energy drifts in training, and a stale cache then
+    freezes every chain (or accepts everything) without a symptom, so the state is rebuilt from positions at the start
+    of every negative phase.
+
+    Attributes:
+        position: Chain positions, ``(chain, *event)``.
+        log_weight: Log importance weights, ``(chain,)``; zeros for unweighted kernels.
+        kernel: The kernel with its tunables.
+    """
+
+    position: PyTree
+    log_weight: Array
+    kernel: Kernel
+
+    @property
+    def num_chains(self) -> int:
+        """Length of the leading chain axis."""
+        return self.log_weight.shape[0]
+
+
+class Objective(Protocol):
+    """A training objective: a plain function of a potential, a sampler state, a batch and a key.
+
+    Returns ``(loss, (sampler, metrics))``. The loss is differentiated with respect to the potential; negatives enter it
+    as constants. Objectives without a sampler take and return ``None`` in its place.
+    """
+
+    def __call__(
+        self, potential: Potential, sampler: SamplerState | None, batch: Batch, key: Key, /
+    ) -> tuple[Scalar, tuple[SamplerState | None, Metrics]]: ...
+
+
+@runtime_checkable
+class Density(Protocol):
+    """Anything with a normalised log density: a NumPyro or distrax distribution, or a flow."""
+
+    def log_prob(self, value: Array, /) -> Array: ...
