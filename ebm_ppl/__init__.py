@@ -4,11 +4,16 @@ Training an energy-based model is a game between a potential and a sampler; ever
 an objective, the loop that plays the game, or a reader of its results.
 """
 
+import importlib
+from typing import Any
+
 from ebm_ppl import adaptation as adaptation
+from ebm_ppl import handlers as handlers
 from ebm_ppl import kernels as kernels
 from ebm_ppl import objectives as objectives
 from ebm_ppl import potentials as potentials
 from ebm_ppl.adaptation import tune_step_size as tune_step_size
+from ebm_ppl.distributions import EBM as EBM
 from ebm_ppl.errors import NonFiniteEnergyError as NonFiniteEnergyError
 from ebm_ppl.errors import TrainingFailure as TrainingFailure
 from ebm_ppl.errors import UnknownNormalizerError as UnknownNormalizerError
@@ -24,3 +29,16 @@ from ebm_ppl.types import Info as Info
 from ebm_ppl.types import SamplerState as SamplerState
 
 __version__ = "0.1.0"
+
+# These load arviz, distrax or matplotlib, which together cost more than the rest of the package, so they load on use.
+_ON_USE = ("diagnostics", "plots", "targets", "testing")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ON_USE:
+        return importlib.import_module(f"ebm_ppl.{name}")
+    raise AttributeError(f"module 'ebm_ppl' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_ON_USE])

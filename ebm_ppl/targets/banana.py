@@ -19,6 +19,7 @@ class BananaPotential(eqx.Module):
     curvature: float
 
     def __call__(self, x: Array) -> Scalar:
+        """Energy of one event."""
         straight = x[1] - self.curvature * (x[0] ** 2 - self.scale**2)
         return 0.5 * ((x[0] / self.scale) ** 2 + straight**2) + jnp.log(self.scale) + math.log(2 * math.pi)
 

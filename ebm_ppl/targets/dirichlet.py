@@ -17,14 +17,15 @@ class DirichletPotential(eqx.Module):
     """``U(x) = -sum_i (c_i - 1) log x_i``."""
 
     def __call__(self, x: Array) -> Scalar:
+        """Energy of one event."""
         return -jnp.sum((jnp.asarray(_CONCENTRATION, x.dtype) - 1.0) * jnp.log(x))
 
 
 def dirichlet() -> Target:
     """``p(x) ∝ x_0 x_1^2 x_2^4`` on the simplex, Dirichlet(2, 3, 5); the event has shape ``(3,)``.
 
-    ``log Z = sum log Gamma(c_i) - log Gamma(sum c_i) = -8.9306264692`` with respect to Lebesgue measure on the first two
-    coordinates, the measure of NumPyro's simplex transform.
+    ``log Z = sum log Gamma(c_i) - log Gamma(sum c_i) = -8.9306264692`` with respect to Lebesgue measure on the first
+    two coordinates, the measure of NumPyro's simplex transform.
 
     Example:
         >>> round(dirichlet().log_normalizer, 10)

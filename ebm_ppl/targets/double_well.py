@@ -13,6 +13,7 @@ class DoubleWellPotential(eqx.Module):
     """``U(x) = 4 (x^2 - 1)^2``."""
 
     def __call__(self, x: Array) -> Scalar:
+        """Energy of one event."""
         return 4.0 * (x**2 - 1.0) ** 2
 
 

@@ -18,6 +18,7 @@ class FunnelPotential(eqx.Module):
     scale: float
 
     def __call__(self, x: Array) -> Scalar:
+        """Energy of one event."""
         v, rest = x[0], x[1:]
         log_constants = 0.5 * x.size * math.log(2 * math.pi) + jnp.log(self.scale)
         neck = 0.5 * (v / self.scale) ** 2

@@ -18,6 +18,7 @@ class GammaPotential(eqx.Module):
     """``U(x) = -(shape - 1) log x + rate x``."""
 
     def __call__(self, x: Array) -> Scalar:
+        """Energy of one event."""
         return _RATE * x - (_SHAPE - 1) * jnp.log(x)
 
 

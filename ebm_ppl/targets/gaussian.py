@@ -19,6 +19,7 @@ class GaussianPotential(eqx.Module):
     precision: Array
 
     def __call__(self, x: Array) -> Scalar:
+        """Energy of one event."""
         # GPUs multiply float32 matrices with ten-bit mantissas unless told otherwise.
         product = jnp.matmul(self.precision.astype(x.dtype), x, precision="highest")
         return 0.5 * jnp.sum(x * product)

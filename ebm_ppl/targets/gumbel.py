@@ -16,6 +16,7 @@ class GumbelPotential(eqx.Module):
     """``U(x) = -(x - exp(x))``."""
 
     def __call__(self, x: Array) -> Scalar:
+        """Energy of one event."""
         return jnp.exp(x) - x
 
 

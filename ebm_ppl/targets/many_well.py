@@ -15,9 +15,10 @@ from ebm_ppl.types import Array, Key, Scalar
 
 
 class ManyWellPotential(eqx.Module):
-    """``U(x) = sum over pairs (a, b) of a^4 - 6 a^2 - a/2 + b^2/2``, pairs being ``(x[0], x[1]), (x[2], x[3]), ...``."""
+    """``U(x) = sum over pairs (a, b) of a^4 - 6 a^2 - a/2 + b^2/2``; pairs are ``(x[0], x[1]), (x[2], x[3]), ...``."""
 
     def __call__(self, x: Array) -> Scalar:
+        """Energy of one event."""
         a, b = x[0::2], x[1::2]
         return jnp.sum(a**4 - 6.0 * a**2 - 0.5 * a + 0.5 * b**2)
 

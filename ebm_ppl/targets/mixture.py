@@ -29,6 +29,7 @@ class GaussianMixturePotential(eqx.Module):
     log_normalizer: float
 
     def __call__(self, x: Array) -> Scalar:
+        """Energy of one event."""
         weights, means, scales = (array.astype(x.dtype) for array in (self.weights, self.means, self.scales))
         squared_distance = jnp.sum(((x - means).reshape(means.shape[0], -1) / scales[:, None]) ** 2, axis=1)
         log_volume = x.size * (jnp.log(scales) + 0.5 * math.log(2 * math.pi))

@@ -21,6 +21,7 @@ class RingPotential(eqx.Module):
     width: float
 
     def __call__(self, x: Array) -> Scalar:
+        """Energy of one event."""
         squared = jnp.sum(x**2)
         # The norm has no gradient at the origin; zero there keeps a chain started at it finite.
         is_origin = squared == 0.0
@@ -32,8 +33,8 @@ def ring(*, radius: float = 2.0, width: float = 0.2) -> Target:
     """``p(x) ∝ exp(-((|x| - R) / s)^2 / 2)`` in the plane; ``R = 2`` and ``s = 0.2`` by default.
 
     The radius has density proportional to ``r exp(-((r - R)/s)^2 / 2)``, so that ``log Z = 1.8405248677`` and
-    ``E[r] = R + s^2 / R = 2.02``, up to the mass ``exp(-(R/s)^2 / 2)`` cut off at the origin. Draws of the radius invert
-    a tabulated CDF that is within 1e-6 of the exact one; the angle is uniform.
+    ``E[r] = R + s^2 / R = 2.02``, up to the mass ``exp(-(R/s)^2 / 2)`` cut off at the origin. Draws of the radius
+    invert a tabulated CDF that is within 1e-6 of the exact one; the angle is uniform.
 
     Args:
         radius: ``R``, at least ``9 s``.

@@ -18,6 +18,7 @@ class StudentTPotential(eqx.Module):
     degrees_of_freedom: float
 
     def __call__(self, x: Array) -> Scalar:
+        """Energy of one event."""
         return 0.5 * (self.degrees_of_freedom + 1.0) * jnp.log1p(x**2 / self.degrees_of_freedom)
 
 

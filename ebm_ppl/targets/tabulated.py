@@ -1,4 +1,4 @@
-"""A one-dimensional law tabulated on a fine grid in float64: quadrature for its constants, inverse CDF for its draws."""
+"""A one-dimensional law tabulated on a fine float64 grid: quadrature for its constants, inverse CDF for its draws."""
 
 from collections.abc import Callable
 
@@ -57,7 +57,7 @@ class TabulatedLaw:
 
     def cdf(self, points: np.ndarray | float) -> np.ndarray:
         """``P(X <= point)``, linear between grid points."""
-        return np.interp(points, self.points, self.cumulative)
+        return np.asarray(np.interp(points, self.points, self.cumulative))
 
     def sample(self, key: Key, shape: tuple[int, ...]) -> Array:
         """I.i.d. draws of the given shape, by inverse CDF."""

@@ -101,9 +101,9 @@ class Target:
         the support is R^d already, ``T`` is the identity and ``V = U - log base``.
 
         Example:
-            >>> import ebm_ppl.targets
+            >>> import jax.numpy as jnp, ebm_ppl.targets
             >>> gamma = ebm_ppl.targets.get("gamma")  # on x > 0, with x = exp(z)
-            >>> float(gamma.unconstrained_potential(0.0)) == float(gamma.potential(1.0))
+            >>> float(gamma.unconstrained_potential(jnp.array(0.0))) == float(gamma.potential(jnp.array(1.0)))
             True
         """
         return UnconstrainedPotential(self.potential, self.base, self._transform)
@@ -147,6 +147,7 @@ class UnconstrainedPotential(eqx.Module):
     transform: Transform
 
     def __call__(self, unconstrained: Array) -> Scalar:
+        """Energy of one unconstrained point."""
         event = self.transform(unconstrained)
         log_volume = self.transform.log_abs_det_jacobian(unconstrained, event)
         return self.potential(event) - log_base(self.base, event) - log_volume

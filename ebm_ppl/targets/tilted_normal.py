@@ -15,6 +15,7 @@ class QuadraticPotential(eqx.Module):
     """``U(x) = 3/2 |x|^2 - 2 x_0 + 4 x_1``."""
 
     def __call__(self, x: Array) -> Scalar:
+        """Energy of one event."""
         return 1.5 * jnp.sum(x**2) - 2.0 * x[0] + 4.0 * x[1]
 
 

@@ -15,6 +15,7 @@ class NormalPotential(eqx.Module):
     """``U(x) = x^2 / 2``."""
 
     def __call__(self, x: Array) -> Scalar:
+        """Energy of one event."""
         return 0.5 * x**2
 
 
@@ -33,8 +34,7 @@ def truncated_normal(*, low: float = -1.0, high: float = 2.0) -> Target:
 
     Example:
         >>> round(truncated_normal().log_normalizer, 10)
-        0.7187008763
-
+        0.7187722389
     """
     low, high = float(low), float(high)
     if not low < high:

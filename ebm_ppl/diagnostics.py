@@ -1,0 +1,324 @@
+"""What ArviZ says about the chains: conversion to a ``DataTree``, a summary with guards, and the energy gap.
+
+These numbers judge the SAMPLER at frozen parameters. Whether the MODEL puts the right weight on its modes is a question
+about log Z, which no trace can answer: chains started at data sit at the data's mode weights whatever the model says.
+"""
+
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+import arviz_base
+import arviz_stats
+import jax
+import numpy as np
+import xarray as xr
+
+from ebm_ppl.adaptation import tunables
+from ebm_ppl.checks import check_rows, map_energy
+from ebm_ppl.sampling import Draws
+from ebm_ppl.types import Potential, PyTree, SamplerState
+
+RHAT_MIXED = 1.01
+"""R-hat at most this, on every variable, is what a chain that mixes shows (Vehtari et al. 2021)."""
+
+ESS_MIXED = 400.0
+"""Bulk effective sample size at least this, over all chains, is needed to believe R-hat (Vehtari et al. 2021)."""
+
+MIN_CHAINS = 4
+"""With fewer chains than this, mixing is reported as not assessable."""
+
+MIN_DRAWS = 20
+"""With fewer draws per chain than this, mixing is reported as not assessable."""
+
+
+def to_datatree(
+    draws: Draws,
+    *,
+    site: str = "x",
+    sampler: SamplerState | None = None,
+    history: dict[str, np.ndarray] | None = None,
+    posterior: Any = None,
+    attrs: dict[str, Any] | None = None,
+) -> xr.DataTree:
+    """Convert a trace of the negative phase, and what belongs to it, to an ArviZ ``DataTree``.
+
+    Groups: ``negative_phase`` holds the positions, ``(chain, draw, *event)``, under the name of the EBM site;
+    ``negative_phase_stats`` holds ``potential`` (the energy; never ``sample_stats.energy``, which ArviZ reads as a
+    Hamiltonian), ``acceptance_rate``, ``diverging``, ``n_grad``, ``is_finite`` and ``log_weight``; ``training`` the
+    history of :func:`ebm_ppl.fit` along ``step``; ``posterior``, ``sample_stats`` and ``observed_data`` come from NumPyro.
+
+    Args:
+        draws: From :func:`ebm_ppl.draw`, at frozen parameters. One array per event (not a pytree).
+        site: Name of the EBM site the draws belong to.
+        sampler: Adds its kernel's scalar tunables to the attributes.
+        history: From :func:`ebm_ppl.fit`.
+        posterior: A ``numpyro.infer.MCMC`` after ``run``.
+        attrs: Further attributes of the root.
+
+    Returns:
+        A ``DataTree``; ``to_netcdf(path, engine="h5netcdf")`` stores it.
+
+    Raises:
+        TypeError: ``draws`` is not a :class:`~ebm_ppl.sampling.Draws`, or its events are not single arrays.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, ebm_ppl as ebm
+        >>> sampler = ebm.init_sampler(jnp.zeros((4, 2)), ebm.kernels.mala(step_size=0.5))
+        >>> _, draws = ebm.draw(jax.random.key(0), lambda x: 0.5 * jnp.sum(x**2), sampler, 50)
+        >>> tree = to_datatree(draws, sampler=sampler)
+        >>> tree["negative_phase"]["x"].shape
+        (4, 50, 2)
+    """
+    if not isinstance(draws, Draws):
+        raise TypeError(f"draws: got {type(draws).__name__}, expected the result of ebm.draw.")
+    if len(jax.tree.leaves(draws.position)) != 1:
+        raise TypeError("draws: got events that are pytrees of several arrays, expected single arrays.")
+    position = np.asarray(jax.tree.leaves(draws.position)[0])
+    potential = np.asarray(draws.potential)
+    finite = np.isfinite(position).reshape(*potential.shape, -1).all(axis=-1) & np.isfinite(potential)
+    statistics = {
+        "potential": potential,
+        "acceptance_rate": np.asarray(draws.acceptance_rate),
+        "diverging": np.asarray(draws.is_divergent),
+        "n_grad": np.asarray(draws.num_gradients),
+        "is_finite": finite,
+        "log_weight": np.broadcast_to(np.asarray(draws.log_weight)[:, None], potential.shape),
+    }
+    from_dict: Any = arviz_base.from_dict
+    tree = from_dict(
+        {"negative_phase": {site: position}, "negative_phase_stats": statistics},
+        attrs={"/": {**_versions(), **(attrs or {})}},
+    )
+    phase_attrs = {"site": site, **_kernel_attrs(sampler)}
+    tree["negative_phase"].attrs.update(phase_attrs)
+    tree["negative_phase_stats"].attrs.update(phase_attrs)
+    if history is not None:
+        training = {name: np.asarray(values) for name, values in history.items()}
+        tree["training"] = from_dict({"training": training}, sample_dims=["step"])["training"]
+    if posterior is not None:
+        numpyro_tree = arviz_base.from_numpyro(posterior)
+        for name, group in numpyro_tree.children.items():
+            tree[name] = group.copy()
+    return tree
+
+
+def _kernel_attrs(sampler: SamplerState | None) -> dict[str, Any]:
+    if sampler is None:
+        return {}
+    return {name: float(value) for name, value in tunables(sampler).items() if value is not None and value.ndim == 0}
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "inference_library": "ebm_ppl",
+        **{f"{name}_version": version(name) for name in ("jax", "numpyro", "blackjax")},
+    }
+
+
+class Estimate(NamedTuple):
+    """A number with its standard error."""
+
+    value: float
+    standard_error: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3g} ± {self.standard_error:.2g}"
+
+
+def energy_gap(potential: Potential, data: PyTree, draws: Draws) -> Estimate:
+    """Mean energy of the data minus mean energy of the negatives, with the standard error of both.
+
+    A gap many errors from zero says that the negatives do not represent the model or the model does not fit. A gap of
+    zero says little: chains stuck at the data's mode weights have it too.
+
+    Args:
+        potential: Energy of one event, base included.
+        data: Rows ``(row, *event)``, best held out from training.
+        draws: Negatives at frozen parameters. The error treats chains as independent replicates, which needs no
+            autocorrelation estimate; with one chain it is NaN.
+
+    Returns:
+        The gap and its standard error, in units of energy.
+
+    Raises:
+        ValueError: empty or non-finite data.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, ebm_ppl as ebm
+        >>> def energy(x): return 0.5 * jnp.sum(x**2)
+        >>> sampler = ebm.init_sampler(jax.random.normal(jax.random.key(0), (64, 2)), ebm.kernels.mala(step_size=0.5))
+        >>> _, draws = ebm.draw(jax.random.key(1), energy, sampler, 100)
+        >>> gap = energy_gap(energy, jax.random.normal(jax.random.key(2), (1000, 2)), draws)
+        >>> abs(gap.value) < 5 * gap.standard_error
+        True
+    """
+    leaves, structure = jax.tree.flatten(data)
+    data = jax.tree.unflatten(structure, [check_rows("data", leaf) for leaf in leaves])
+    energies = np.asarray(map_energy(potential, data), dtype=np.float64)
+    chain_means = np.asarray(draws.potential, dtype=np.float64).mean(axis=1)
+    data_error = energies.std(ddof=1) / np.sqrt(energies.size) if energies.size > 1 else np.nan
+    chain_error = chain_means.std(ddof=1) / np.sqrt(chain_means.size) if chain_means.size > 1 else np.nan
+    return Estimate(float(energies.mean() - chain_means.mean()), float(np.hypot(data_error, chain_error)))
+
+
+class Summary(NamedTuple):
+    """How well the chains of one trace mix; prints as a table.
+
+    Attributes:
+        num_chains: Chains of the trace.
+        num_draws: Draws per chain.
+        rhat: Largest rank-normalised split R-hat over the energy and every coordinate; infinite if a chain is frozen.
+        ess_bulk: Smallest bulk effective sample size over the same; zero if a chain is frozen.
+        ess_per_gradient: ``ess_bulk`` divided by the gradient evaluations of all chains.
+        num_gradients: Those gradient evaluations.
+        acceptance_rate: Mean; NaN for kernels without an accept step.
+        frozen_fraction: Fraction of chains in which some variable never moved.
+        num_nonfinite: Draws with a non-finite position or energy.
+        num_divergent: Draws before which a step failed numerically.
+        mixing: ``"yes"``, ``"no"`` or ``"not assessable"``.
+        reason: Why.
+    """
+
+    num_chains: int
+    num_draws: int
+    rhat: float
+    ess_bulk: float
+    ess_per_gradient: float
+    num_gradients: int
+    acceptance_rate: float
+    frozen_fraction: float
+    num_nonfinite: int
+    num_divergent: int
+    mixing: str
+    reason: str
+
+    def __str__(self) -> str:
+        rows = [
+            ("chains x draws", f"{self.num_chains} x {self.num_draws}"),
+            ("R-hat (largest)", f"{self.rhat:.3f}"),
+            ("bulk ESS (smallest)", f"{self.ess_bulk:.0f}"),
+            ("ESS per 1,000 gradients", f"{1e3 * self.ess_per_gradient:.3g}"),
+            ("acceptance", f"{self.acceptance_rate:.3f}"),
+            ("frozen chains", f"{self.frozen_fraction:.1%}"),
+            ("non-finite / divergent draws", f"{self.num_nonfinite} / {self.num_divergent}"),
+            ("mixing", f"{self.mixing} ({self.reason})"),
+        ]
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def summary(tree: xr.DataTree, *, group: str = "negative_phase", var_names: list[str] | None = None) -> Summary:
+    """Judge the mixing of one group: R-hat, effective sample size, and the faults ArviZ cannot see.
+
+    A frozen chain has a perfect effective sample size in ArviZ, and R-hat NaN; both are guarded here. Mixing is ``"yes"``
+    when every variable has R-hat at most 1.01 with a bulk effective sample size of at least 400, and nothing is frozen,
+    non-finite or divergent; ``"not assessable"`` with fewer than 4 chains or 20 draws, or too few effective draws;
+    otherwise ``"no"``. It is blind to modes that no chain visits and to chains that agree on the wrong region.
+
+    Args:
+        tree: From :func:`to_datatree`.
+        group: ``"negative_phase"``, or ``"posterior"`` for NumPyro's draws (collect
+            ``extra_fields=("num_steps", "accept_prob", "diverging")`` to see acceptance and gradients).
+        var_names: Judge these variables only; all of the group when ``None``.
+
+    Returns:
+        A :class:`Summary`.
+
+    Raises:
+        ValueError: the tree has no such group or variable.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, ebm_ppl as ebm
+        >>> def energy(x): return 0.5 * jnp.sum(x**2)
+        >>> sampler = ebm.init_sampler(jnp.zeros((8, 2)), ebm.kernels.mala(step_size=0.7))
+        >>> sampler, _ = ebm.advance(jax.random.key(0), energy, sampler, 100)
+        >>> _, draws = ebm.draw(jax.random.key(1), energy, sampler, 1000)
+        >>> summary(to_datatree(draws)).mixing
+        'yes'
+
+    References:
+        Vehtari, Gelman, Simpson, Carpenter, Buerkner (2021), Rank-normalization, folding, and localization: an improved
+        R-hat, arXiv:1903.08008.
+    """
+    flat, statistics = _series(tree, group, var_names)
+    num_chains, num_draws = flat.shape[:2]
+    nonfinite = int((~np.isfinite(flat).all(axis=-1)).sum())
+    divergent = int(statistics["diverging"].astype(bool).sum())
+    gradients = int(statistics["n_grad"].sum())
+    # One value throughout a chain: frozen. (A coordinate that is constant by construction is not a variable; leave it
+    # out with var_names.)
+    stuck = np.ptp(flat, axis=1) == 0 if num_draws > 1 else np.zeros(flat[:, 0].shape, bool)
+    frozen = float(stuck.any(axis=1).mean())
+    if nonfinite:
+        rhat, ess = np.nan, 0.0
+    elif frozen:
+        rhat, ess = np.inf, 0.0
+    elif num_draws < 4:
+        rhat, ess = np.nan, np.nan
+    else:
+        rhat = float(np.max(arviz_stats.rhat(flat, chain_axis=0, draw_axis=1))) if num_chains > 1 else np.nan
+        ess = float(np.min(arviz_stats.ess(flat, chain_axis=0, draw_axis=1, method="bulk")))
+    mixing, reason = _verdict(num_chains, num_draws, rhat, ess, frozen, nonfinite, divergent)
+    return Summary(
+        num_chains=num_chains,
+        num_draws=num_draws,
+        rhat=rhat,
+        ess_bulk=ess,
+        ess_per_gradient=ess / gradients if gradients else np.nan,
+        num_gradients=gradients,
+        acceptance_rate=float(statistics["acceptance_rate"].mean()),
+        frozen_fraction=frozen,
+        num_nonfinite=nonfinite,
+        num_divergent=divergent,
+        mixing=mixing,
+        reason=reason,
+    )
+
+
+def _series(
+    tree: xr.DataTree, group: str, var_names: list[str] | None
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """All monitored series of a group on one ``(chain, draw, variable)`` axis, and its ``(chain, draw)`` statistics."""
+    if group not in tree.children:
+        raise ValueError(f"group: got {group!r}, expected one of {sorted(tree.children)}.")
+    variables = tree[group].to_dataset().data_vars
+    unknown = sorted(set(var_names or ()) - set(map(str, variables)))
+    if unknown:
+        raise ValueError(f"var_names: got {unknown}, expected some of {sorted(map(str, variables))}.")
+    arrays = [np.asarray(v.values) for name, v in variables.items() if var_names is None or name in var_names]
+    shape = arrays[0].shape[:2]
+    stats_group = "sample_stats" if group == "posterior" else f"{group}_stats"
+    found = tree[stats_group].to_dataset().data_vars if stats_group in tree.children else {}
+    # NumPyro's names for the same quantities; absent ones are unknown, not zero.
+    names = {"acceptance_rate": ("acceptance_rate",), "diverging": ("diverging",), "n_grad": ("n_grad", "n_steps")}
+    missing = {"acceptance_rate": np.nan, "diverging": False, "n_grad": 0}
+    statistics = {
+        name: next((found[alias].values for alias in aliases if alias in found), np.full(shape, missing[name]))
+        for name, aliases in names.items()
+    }
+    if "potential" in found:
+        # The energy is the one projection that every failure to mix tends to show.
+        arrays.append(found["potential"].values)
+    flat = np.concatenate([array.reshape(*shape, -1) for array in arrays], axis=-1)
+    return flat.astype(np.float64), statistics
+
+
+def _verdict(
+    num_chains: int, num_draws: int, rhat: float, ess: float, frozen: float, nonfinite: int, divergent: int
+) -> tuple[str, str]:
+    faults = []
+    if nonfinite:
+        faults.append(f"{nonfinite} non-finite draws")
+    if frozen:
+        faults.append(f"{frozen:.0%} of the chains frozen")
+    if divergent:
+        faults.append(f"{divergent} divergent draws")
+    if faults:
+        return "no", ", ".join(faults)
+    if num_chains < MIN_CHAINS or num_draws < MIN_DRAWS:
+        return "not assessable", f"needs at least {MIN_CHAINS} chains of {MIN_DRAWS} draws"
+    if not rhat <= RHAT_MIXED:
+        return "no", f"R-hat {rhat:.3f} > {RHAT_MIXED}"
+    if not ess >= ESS_MIXED:
+        return "not assessable", f"bulk ESS {ess:.0f} < {ESS_MIXED:.0f}: draw more"
+    return "yes", f"R-hat {rhat:.3f}, bulk ESS {ess:.0f}"
