@@ -2,19 +2,22 @@
 
 import argparse
 
+try:
+    from ebm_ppl import demo
+except ImportError as error:
+    raise SystemExit(f"The demo needs its extras: pip install 'ebm-ppl[demo]' ({error}).") from error
+
 
 def main() -> None:
     """Parse the command line and run :func:`ebm_ppl.demo.run`."""
-    parser = argparse.ArgumentParser(prog="python -m ebm_ppl", description="Train, use and diagnose an EBM prior on digits.")
+    parser = argparse.ArgumentParser(
+        prog="python -m ebm_ppl", description="Train, use and diagnose an EBM prior on digits."
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the split and of every random key (default 0)")
     parser.add_argument("--output", default="outputs/demo", help="folder for figures and netCDF (default outputs/demo)")
     parser.add_argument("--updates", type=int, default=2000, help="training updates (default 2000)")
     parser.add_argument("--digits", type=int, default=150, help="held-out digits to fill in (default 150)")
     arguments = parser.parse_args()
-    try:
-        from ebm_ppl import demo
-    except ImportError as error:
-        raise SystemExit(f"The demo needs its extras: pip install 'ebm-ppl[demo]' ({error}).") from error
     result = demo.run(arguments.seed, arguments.output, num_updates=arguments.updates, num_digits=arguments.digits)
     print(demo.table(result))
     print(f"\nWrote digits.png, rank.png and demo.nc to {arguments.output}")

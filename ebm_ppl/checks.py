@@ -1,4 +1,4 @@
-"""Argument checks at the Python boundary: one clear error that names the argument, what came and what was expected.
+"""Argument checks at the Python boundary: one clear error that names the argument, what came, and what was expected.
 
 Checks look at concrete values only. Inside a trace (``jit``, ``vmap``, ``grad``) values are abstract, so shapes and dtypes
 are still checked and values are left to the caller.
@@ -11,6 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from ebm_ppl.errors import NonFiniteEnergyError
 from ebm_ppl.types import Potential, PyTree
@@ -18,7 +19,7 @@ from ebm_ppl.types import Potential, PyTree
 
 def is_traced(*trees: PyTree) -> bool:
     """Whether any leaf is an abstract value of an enclosing trace."""
-    return any(isinstance(leaf, jax.core.Tracer) for tree in trees for leaf in jax.tree.leaves(tree))
+    return any(isinstance(leaf, Tracer) for tree in trees for leaf in jax.tree.leaves(tree))
 
 
 def check_count(name: str, value: Any, minimum: int = 1) -> int:
@@ -57,11 +58,16 @@ def check_positive(name: str, value: Any) -> jax.Array:
         raise TypeError(f"{name}: got {value!r}, expected a positive real number.") from error
     if jnp.issubdtype(array.dtype, jnp.complexfloating) or array.dtype == jnp.bool_:
         raise TypeError(f"{name}: got dtype {array.dtype}, expected a positive real number.")
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        array = array.astype(jnp.result_type(float))
+    dtype = array.dtype if jnp.issubdtype(array.dtype, jnp.floating) else jnp.result_type(float)
+    # With its dtype spelled out the array is no longer weakly typed, so that every later value has the same signature.
+    array = jnp.asarray(array, dtype)
     if not is_traced(array) and not bool(jnp.all(jnp.isfinite(array) & (array > 0))):
         raise ValueError(f"{name}: got {value}, expected a finite number > 0.")
     return array
+
+
+def _is_64_bit() -> bool:
+    return jnp.result_type(float) == jnp.float64
 
 
 def check_precision(name: str, tree: PyTree) -> None:
@@ -70,7 +76,7 @@ def check_precision(name: str, tree: PyTree) -> None:
     Raises:
         TypeError: a leaf is a 64-bit float or complex array and ``jax_enable_x64`` is off.
     """
-    if jax.config.jax_enable_x64:
+    if _is_64_bit():
         return
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         # Names, because NumPy takes None for float64 when it compares dtypes. A Python float is weak and adapts.
@@ -92,7 +98,7 @@ def as_array(name: str, value: Any) -> jax.Array:
     Raises:
         TypeError: ``value`` is not an array of numbers.
     """
-    if isinstance(value, np.ndarray | np.generic) and value.dtype == np.float64 and not jax.config.jax_enable_x64:
+    if isinstance(value, np.ndarray | np.generic) and value.dtype == np.float64 and not _is_64_bit():
         value = value.astype(np.float32)
     try:
         return jnp.asarray(value)

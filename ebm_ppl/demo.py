@@ -74,7 +74,7 @@ class Result(NamedTuple):
 
 def load(seed: int) -> Digits:
     """Split the bundled digits into training and held-out rows and fit a Gaussian to the former."""
-    pixels = load_digits().data.astype(np.float32) / 8.0 - 1.0
+    pixels = load_digits(return_X_y=True)[0].astype(np.float32) / 8.0 - 1.0
     order = np.random.default_rng(seed).permutation(len(pixels))
     held_out, train = pixels[order[:360]], pixels[order[360:]]
     mean = train.mean(axis=0)
@@ -103,9 +103,7 @@ def train(key: Key, digits: Digits, *, num_updates: int = 2000) -> tuple[TrainSt
     )
     objective = functools.partial(objectives.persistent_contrastive_divergence, num_steps=15)
     state = init_train(potential, optimizer, sampler)
-    return fit(
-        fit_key, state, data, objective, optimizer, num_steps=num_updates, batch_size=256, target_acceptance=0.6
-    )
+    return fit(fit_key, state, data, objective, optimizer, num_steps=num_updates, batch_size=256, target_acceptance=0.6)
 
 
 def inpainting_model(prior: dist.Distribution, observed_pixels: Array) -> None:
@@ -120,7 +118,7 @@ def inpaint(
 ) -> numpyro.infer.MCMC:
     """Fill in missing pixels with NUTS, four chains; sampling runs in the prior's white coordinates."""
     model = handlers.constant_normalizer(numpyro.handlers.reparam(inpainting_model, config={"x": TransformReparam()}))
-    nuts = numpyro.infer.NUTS(model, init_strategy=numpyro.infer.init_to_uniform(radius=0.5), max_tree_depth=7)
+    nuts = numpyro.infer.NUTS(model, init_strategy=numpyro.infer.init_to_uniform(radius=1), max_tree_depth=7)
     mcmc = numpyro.infer.MCMC(
         nuts,
         num_warmup=num_warmup,
@@ -142,7 +140,9 @@ def gaussian_inpainting(digits: Digits, pixels: np.ndarray) -> np.ndarray:
     return filled
 
 
-def run(seed: int = 0, output: str | Path = "outputs/demo", *, num_updates: int = 2000, num_digits: int = 150) -> Result:
+def run(
+    seed: int = 0, output: str | Path = "outputs/demo", *, num_updates: int = 2000, num_digits: int = 150
+) -> Result:
     """Run the whole job, write its figures and DataTree to ``output``, and return what it measured.
 
     Args:

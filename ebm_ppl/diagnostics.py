@@ -256,8 +256,8 @@ def summary(tree: xr.DataTree, *, group: str = "negative_phase", var_names: list
     elif num_draws < 4:
         rhat, ess = np.nan, np.nan
     else:
-        rhat = float(np.max(arviz_stats.rhat(flat, chain_axis=0, draw_axis=1))) if num_chains > 1 else np.nan
-        ess = float(np.min(arviz_stats.ess(flat, chain_axis=0, draw_axis=1, method="bulk")))
+        rhat = float(np.max(arviz_stats.rhat(flat, chain_axis=0, draw_axis=1))) if num_chains > 1 else np.nan  # pyright: ignore[reportPrivateImportUsage]
+        ess = float(np.min(arviz_stats.ess(flat, chain_axis=0, draw_axis=1, method="bulk")))  # pyright: ignore[reportPrivateImportUsage]
     mixing, reason = _verdict(num_chains, num_draws, rhat, ess, frozen, nonfinite, divergent)
     return Summary(
         num_chains=num_chains,
@@ -275,9 +275,7 @@ def summary(tree: xr.DataTree, *, group: str = "negative_phase", var_names: list
     )
 
 
-def _series(
-    tree: xr.DataTree, group: str, var_names: list[str] | None
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def _series(tree: xr.DataTree, group: str, var_names: list[str] | None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """All monitored series of a group on one ``(chain, draw, variable)`` axis, and its ``(chain, draw)`` statistics."""
     if group not in tree.children:
         raise ValueError(f"group: got {group!r}, expected one of {sorted(tree.children)}.")

@@ -127,7 +127,7 @@ class EBM(dist.Distribution):
         return eqx.combine(self._parameters, self._structure.value)
 
     @property
-    def support(self) -> constraints.Constraint:  # type: ignore[override]  # numpyro declares a class attribute
+    def support(self) -> Any:  # NumPyro declares a class attribute; its constraints have no common type
         """Support of the base; it drives NumPyro's transforms."""
         return self.base.support
 

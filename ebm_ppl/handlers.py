@@ -14,7 +14,7 @@ from ebm_ppl.errors import UnknownNormalizerError
 from ebm_ppl.provenance import SiteDependencies, ebm_dependencies
 
 
-class constant_normalizer(Messenger):  # noqa: N801  (NumPyro's handlers are lower-case)
+class constant_normalizer(Messenger):
     """Leave out log Z of EBM sites, after proving that it is a constant.
 
     Where nothing that inference moves reaches an energy, its log Z is one additive constant of the log joint, and MCMC
@@ -52,6 +52,7 @@ class constant_normalizer(Messenger):  # noqa: N801  (NumPyro's handlers are low
         self._proved: set[Any] = set()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Prove that log Z is constant, once per shape of the arguments, and run the model."""
         if self.fn is None:
             # Used as a decorator, as NumPyro's own handlers can be.
             return type(self)(*args, **kwargs)
@@ -68,7 +69,9 @@ class constant_normalizer(Messenger):  # noqa: N801  (NumPyro's handlers are low
         if msg["type"] != "sample" or not find_ebms(msg["fn"]):
             return
         if self.fn is None:
-            raise TypeError("constant_normalizer: got no model, expected constant_normalizer(model); its proof needs one.")
+            raise TypeError(
+                "constant_normalizer: got no model, expected constant_normalizer(model); its proof needs one."
+            )
         if msg["is_observed"]:
             _check_observed(msg)
         msg["fn"] = map_ebms(_with_constant, msg["fn"])

@@ -12,7 +12,9 @@ from matplotlib.figure import Figure
 from ebm_ppl.checks import check_count
 
 
-def image_grid(images: Any, *, columns: int = 10, title: str | None = None, vmin: float = -1.0, vmax: float = 1.0) -> Figure:
+def image_grid(
+    images: Any, *, columns: int = 10, title: str | None = None, vmin: float = -1.0, vmax: float = 1.0
+) -> Figure:
     """A grid of grey images.
 
     Args:
@@ -84,7 +86,9 @@ def inpainting(
     _draw_grid(right, negatives, 10, "negatives: samples of the energy-based model", vmin, vmax)
     axes = bottom.subplots(len(rows), 1, squeeze=False)[:, 0]
     for axis, (label, images) in zip(axes, rows.items(), strict=True):
-        strip = [np.pad(np.asarray(image, float), ((0, 0), (0, 1)), constant_values=np.nan) for image in images[:columns]]
+        strip = [
+            np.pad(np.asarray(image, float), ((0, 0), (0, 1)), constant_values=np.nan) for image in images[:columns]
+        ]
         colours = matplotlib.colormaps["gray"].with_extremes(bad="#d9b8b0")
         axis.imshow(np.concatenate(strip, axis=1)[:, :-1], cmap=colours, vmin=vmin, vmax=vmax, interpolation="nearest")
         axis.set_axis_off()
@@ -92,7 +96,9 @@ def inpainting(
     return figure
 
 
-def rank(tree: xr.DataTree, *, group: str = "negative_phase_stats", var_names: Any = "potential", num_chains: int = 8) -> Figure:
+def rank(
+    tree: xr.DataTree, *, group: str = "negative_phase_stats", var_names: Any = "potential", num_chains: int = 8
+) -> Figure:
     """ArviZ's rank plot of a few chains: uniform bands when the chains sample the same law.
 
     Args:

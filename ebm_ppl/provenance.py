@@ -14,7 +14,6 @@ from numpyro.infer.initialization import init_to_sample
 from numpyro.ops.provenance import eval_provenance
 
 from ebm_ppl.distributions import EBM, find_ebms
-from ebm_ppl.types import Array
 
 
 class SiteDependencies(NamedTuple):
@@ -69,7 +68,7 @@ def ebm_dependencies(
         params = {n: s["value"] for n, s in sites.items() if s["type"] == "param"}
         return latents, params
 
-    def densities(**values: Any) -> dict[str, list[Array]]:
+    def densities(**values: Any) -> dict[str, list[Any]]:
         trace = _isolated_trace(handlers.substitute(handlers.seed(model, 0), data=values), args, kwargs)
         reached = {}
         for name, site in trace.items():
@@ -97,7 +96,7 @@ def _isolated_trace(model: Callable[..., Any], args: tuple, kwargs: dict[str, An
         return handlers.trace(model).get_trace(*args, **kwargs)
 
 
-def _density_at_constant(ebm: EBM) -> Array:
+def _density_at_constant(ebm: EBM) -> Any:
     # Outside the support the density is a constant -inf; energy and base are read apart so that nothing is masked away.
     event = jnp.zeros(ebm.batch_shape + ebm.event_shape, jnp.result_type(int if ebm.base.is_discrete else float))
     lead = ebm.batch_shape

@@ -54,7 +54,9 @@ def init_sampler(position: PyTree, kernel: Kernel) -> SamplerState:
         16
     """
     if not callable(kernel):
-        raise TypeError(f"kernel: got {type(kernel).__name__}, expected a kernel such as ebm.kernels.mala(step_size=0.1).")
+        raise TypeError(
+            f"kernel: got {type(kernel).__name__}, expected a kernel such as ebm.kernels.mala(step_size=0.1)."
+        )
     position = jax.tree.map(lambda x: as_array("position", x), position)
     leaves = jax.tree.leaves(position)
     if not leaves or any(leaf.ndim == 0 for leaf in leaves):

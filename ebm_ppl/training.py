@@ -6,8 +6,7 @@ and the update's index alone: a run cut anywhere and resumed is the uninterrupte
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -125,11 +124,11 @@ def train_step(
 
     (loss, (sampler, metrics)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(parameters)
     updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, parameters)
-    parameters = optax.apply_updates(parameters, updates)
+    parameters = eqx.apply_updates(parameters, updates)
     metrics = {**metrics, "loss": loss, "grad_norm": optax.tree.norm(gradient)}
     if sampler is not None and "step_size" in tunables(sampler):
         metrics["step_size"] = jnp.mean(tunables(sampler)["step_size"])
-    if target_acceptance is not None:
+    if target_acceptance is not None and sampler is not None:
         sampler = follow_target_acceptance(sampler, metrics["acceptance_rate"], target_acceptance)
     potential = eqx.combine(parameters, rest)
     return TrainState(potential, sampler, optimizer_state, state.step + 1, state.key), metrics
@@ -198,10 +197,10 @@ def fit(
         raise ValueError("key: got None with a state that was never trained, expected a random key.")
     data = _check_data(state.potential, data)
     num_rows = jax.tree.leaves(data)[0].shape[0]
-    batch_size = num_rows if batch_size is None else check_count("batch_size", batch_size)
-    if batch_size > num_rows:
-        raise ValueError(f"batch_size: got {batch_size}, expected at most the {num_rows} rows of the data.")
-    _check_players(state._replace(key=key), data, target_acceptance)
+    num_batch = num_rows if batch_size is None else check_count("batch_size", batch_size)
+    if num_batch > num_rows:
+        raise ValueError(f"batch_size: got {num_batch}, expected at most the {num_rows} rows of the data.")
+    _check_players(key, state, data, target_acceptance)
     if isinstance(objective, functools.partial):
         # A fresh functools.partial equals nothing but itself and would recompile; jax's Partial compares by contents.
         objective = Partial(objective.func, *objective.args, **objective.keywords)
@@ -211,7 +210,7 @@ def fit(
         data=data,
         objective=objective,
         optimizer=optimizer,
-        batch_size=batch_size,
+        batch_size=num_batch,
         target_acceptance=target_acceptance,
         buffer_size=report_every,
     )
@@ -221,12 +220,12 @@ def fit(
     with tqdm(total=num_steps, unit="update", disable=None if progress_bar is None else not progress_bar) as bar:
         for start in range(0, num_steps, report_every):
             wanted = jnp.asarray(min(report_every, num_steps - start), jnp.int32)
-            chunk = run(state, wanted)
+            chunk = run(key, state, wanted)
             made = int(chunk.made)
             history.append({name: np.asarray(values)[:made] for name, values in chunk.metrics.items()})
             if made < wanted:
-                last_good = run(state, chunk.made).state if made else state
-                raise _failure(last_good, data, batch_size, _joined(history))
+                last_good = run(key, state, chunk.made).state if made else state
+                raise _failure(key, last_good, data, num_batch, _joined(history))
             state = chunk.state
             bar.update(made)
             bar.set_postfix_str(_progress(history[-1]))
@@ -241,6 +240,7 @@ class _Chunk(NamedTuple):
 
 @eqx.filter_jit
 def _run_chunk(
+    key: Key,
     state: TrainState,
     wanted: Array,
     *,
@@ -254,28 +254,26 @@ def _run_chunk(
     """Up to ``wanted`` updates, stopping after the first that is not finite; ``made`` counts those before it."""
     num_rows = jax.tree.leaves(data)[0].shape[0]
     arrays, static = eqx.partition(state, eqx.is_array)
-    _, step_key = _keys(state.key)
+    _, step_key = _keys(key)
 
     def update(arrays: PyTree, order: Array) -> tuple[PyTree, Metrics]:
         state = eqx.combine(arrays, static)
         batch = _take_batch(data, order, state.step, batch_size)
-        key = jax.random.fold_in(step_key, state.step)
-        state, metrics = train_step(state, batch, key, objective, optimizer, target_acceptance=target_acceptance)
+        update_key = jax.random.fold_in(step_key, state.step)
+        state, metrics = train_step(state, batch, update_key, objective, optimizer, target_acceptance=target_acceptance)
         return eqx.filter(state, eqx.is_array), metrics
 
     def body(carry: tuple) -> tuple:
         made, _, arrays, order, buffers = carry
         # A new epoch's shuffle is drawn when its first batch is due, not every update: sorting costs.
         is_new = arrays.step % (num_rows // batch_size) == 0
-        order = jax.lax.cond(
-            is_new, lambda: _epoch_order(state.key, arrays.step, num_rows, batch_size), lambda: order
-        )
+        order = jax.lax.cond(is_new, lambda: _epoch_order(key, arrays.step, num_rows, batch_size), lambda: order)
         arrays, metrics = update(arrays, order)
         healthy = _is_finite((metrics["loss"], metrics["grad_norm"], arrays.potential, arrays.sampler))
         buffers = {name: values.at[made].set(metrics[name]) for name, values in buffers.items()}
         return made + healthy, healthy, arrays, order, buffers
 
-    order = _epoch_order(state.key, state.step, num_rows, batch_size)
+    order = _epoch_order(key, state.step, num_rows, batch_size)
     shapes = jax.eval_shape(lambda: update(arrays, order)[1])
     buffers = {name: jnp.zeros((buffer_size, *shape.shape), shape.dtype) for name, shape in shapes.items()}
     start = (jnp.zeros((), jnp.int32), jnp.ones((), bool), arrays, order, buffers)
@@ -329,7 +327,7 @@ def _check_energy(name: str, potential: Potential, rows: PyTree, *, what: str) -
     check_finite_energy(name, potential, rows, what=what)
 
 
-def _check_players(state: TrainState, data: PyTree, target_acceptance: float | None) -> None:
+def _check_players(key: Key, state: TrainState, data: PyTree, target_acceptance: float | None) -> None:
     _check_energy("data", state.potential, data, what="row")
     if state.sampler is not None:
         shapes = jax.tree.map(lambda x: x.shape[1:], (data, state.sampler.position))
@@ -343,16 +341,18 @@ def _check_players(state: TrainState, data: PyTree, target_acceptance: float | N
         raise ValueError("target_acceptance: got one with a state that has no sampler, expected None.")
     check_tunable_step(state.sampler)
     # One probing step: an unadjusted kernel has no acceptance, and following NaN would poison its step size.
-    _, info = advance(jax.random.fold_in(state.key, 0), state.potential, state.sampler, 1)
+    _, info = advance(key, state.potential, state.sampler, 1)
     if bool(jnp.isnan(info.acceptance_rate).any()):
         raise ValueError("target_acceptance: got one with a kernel that has no accept step, expected None.")
 
 
-def _failure(state: TrainState, data: PyTree, batch_size: int, history: dict[str, np.ndarray]) -> TrainingFailure:
+def _failure(
+    key: Key, state: TrainState, data: PyTree, batch_size: int, history: dict[str, np.ndarray]
+) -> TrainingFailure:
     """Find what failed by looking again, on the host, at the last good state."""
     num_rows = jax.tree.leaves(data)[0].shape[0]
     step = int(state.step)
-    rows = np.asarray(_batch_rows(_epoch_order(state.key, state.step, num_rows, batch_size), state.step, batch_size))
+    rows = np.asarray(_batch_rows(_epoch_order(key, state.step, num_rows, batch_size), state.step, batch_size))
     bad_rows = rows[~np.isfinite(map_energy(state.potential, jax.tree.map(lambda x: x[rows], data)))]
     bad_chains = np.zeros(0, int)
     if state.sampler is not None:

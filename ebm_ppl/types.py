@@ -77,20 +77,19 @@ class SamplerState(NamedTuple):
         return self.log_weight.shape[0]
 
 
-class Objective(Protocol):
-    """A training objective: a plain function of a potential, a sampler state, a batch and a key.
+# The sampler is a SamplerState, or None for objectives that need no negatives; Any, because which of the two is the
+# objective's own business and a function of SamplerState alone must be acceptable.
+Objective = Callable[[Potential, Any, Batch, Key], tuple[Scalar, tuple[Any, Metrics]]]
+"""A training objective: a plain function ``(potential, sampler, batch, key) -> (loss, (sampler, metrics))``.
 
-    Returns ``(loss, (sampler, metrics))``. The loss is differentiated with respect to the potential; negatives enter it
-    as constants. Objectives without a sampler take and return ``None`` in its place.
-    """
-
-    def __call__(
-        self, potential: Potential, sampler: SamplerState | None, batch: Batch, key: Key, /
-    ) -> tuple[Scalar, tuple[SamplerState | None, Metrics]]: ...
+The loss is differentiated with respect to the potential; negatives enter it as constants.
+"""
 
 
 @runtime_checkable
 class Density(Protocol):
     """Anything with a normalised log density: a NumPyro or distrax distribution, or a flow."""
 
-    def log_prob(self, value: Array, /) -> Array: ...
+    def log_prob(self, value: Array, /) -> Array:
+        """Log density of each row of events."""
+        ...

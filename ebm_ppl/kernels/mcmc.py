@@ -11,14 +11,15 @@ import blackjax
 import jax
 import jax.numpy as jnp
 from blackjax.base import SamplingAlgorithm
-from blackjax.mcmc.diffusions import overdamped_langevin
+from blackjax.mcmc.diffusions import DiffusionState, overdamped_langevin
 from jax.tree_util import Partial
 
 from ebm_ppl.checks import check_count, check_positive
 from ebm_ppl.types import Array, Event, Info, Kernel, Key, Potential, PyTree
 
 _REFUSED: dict[Any, str] = {
-    blackjax.elliptical_slice.differentiable: "it reads the log density as a likelihood against a Gaussian prior of its own",
+    blackjax.elliptical_slice.differentiable: "it reads the log density as a likelihood against a Gaussian prior of its "
+    "own",
     blackjax.orbital_hmc.differentiable: "its state is a weighted orbit, not a position",
     blackjax.sgld.differentiable: "it needs a stochastic gradient estimator, not a log density",
     blackjax.sghmc.differentiable: "it needs a stochastic gradient estimator, not a log density",
@@ -39,8 +40,9 @@ def from_blackjax(algorithm: Callable[..., SamplingAlgorithm], **parameters: Any
         **parameters: Its parameters, such as ``step_size``.
 
     Returns:
-        A kernel, ``kernel(potential) -> (init, step)``. ``init(position, key)`` takes positions ``(chain, *event)``;
-        ``step(key, state)`` returns the new state and an :class:`ebm_ppl.types.Info` of ``(chain,)`` arrays.
+        A kernel, ``kernel(potential) -> (init, step)``. ``init(position, rng_key)`` takes positions
+        ``(chain, *event)``; ``step(rng_key, state)`` returns the new state and an :class:`ebm_ppl.types.Info` of
+        ``(chain,)`` arrays.
 
     Raises:
         TypeError: the sampler does not conform (the text says why), or a parameter cannot be used.
@@ -72,7 +74,8 @@ def from_blackjax(algorithm: Callable[..., SamplingAlgorithm], **parameters: Any
         if isinstance(value, bool | int | str) or callable(value):
             static.append((name, value))
         else:
-            tunables[name] = jax.tree.map(jnp.asarray, value)
+            # The dtype spelled out: a weakly typed leaf would recompile when a strong one replaces it.
+            tunables[name] = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), value)
     return Partial(_Population(build, tuple(static)), **tunables)
 
 
@@ -93,20 +96,33 @@ class _Population:
             cast = jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tunables)
             return self.build(logdensity_fn, **cast, **dict(self.static))
 
-        def init_chain(position: Event, key: Key) -> NamedTuple:
-            return chain_algorithm(position).init(position, key)
+        def init_chain(position: Event, rng_key: Key) -> Any:
+            return chain_algorithm(position).init(position, rng_key)
 
-        def step_chain(key: Key, state: Any) -> tuple[Any, Info]:
-            state, info = chain_algorithm(state.position).step(key, state)
+        def step_chain(rng_key: Key, state: Any) -> tuple[Any, Info]:
+            state, info = chain_algorithm(state.position).step(rng_key, state)
             return state, _info(state, info)
 
-        def init(position: PyTree, key: Key) -> NamedTuple:
-            return jax.vmap(init_chain)(position, jax.random.split(key, _num_chains(position)))
+        def init(position: PyTree, rng_key: Key | None) -> Any:
+            if rng_key is None:
+                raise TypeError("rng_key: got None, expected a random key; some samplers draw their first state.")
+            _check_dtype(position)
+            return jax.vmap(init_chain)(position, jax.random.split(rng_key, _num_chains(position)))
 
-        def step(key: Key, state: Any) -> tuple[Any, Info]:
-            return jax.vmap(step_chain)(jax.random.split(key, _num_chains(state.position)), state)
+        def step(rng_key: Key, state: Any) -> tuple[Any, Any]:
+            return jax.vmap(step_chain)(jax.random.split(rng_key, _num_chains(state.position)), state)
 
         return SamplingAlgorithm(init, step)
+
+
+def _check_dtype(position: PyTree) -> None:
+    dtype, expected = jnp.result_type(*jax.tree.leaves(position)), jnp.result_type(float)
+    if dtype != expected:
+        # BlackJAX makes its noise and its weights in the session's default precision.
+        raise TypeError(
+            f"position: got {dtype} chains in a session whose default is {expected}, expected {expected}. Cast the "
+            "positions (and the data) with .astype, or change jax_enable_x64."
+        )
 
 
 def _num_chains(position: PyTree) -> int:
@@ -176,12 +192,17 @@ class _NoAcceptance(NamedTuple):
     pass
 
 
-def _unadjusted_langevin(logdensity_fn: Callable[[Event], Array], step_size: Array) -> SamplingAlgorithm:
+def _unadjusted_langevin(logdensity_fn: Callable[[Event], Array], step_size: Any) -> SamplingAlgorithm:
     one_step = overdamped_langevin(jax.value_and_grad(logdensity_fn))
-    return SamplingAlgorithm(
-        init=lambda position, key=None: blackjax.mala.init(position, logdensity_fn),
-        step=lambda key, state: (one_step(key, state, step_size), _NoAcceptance()),
-    )
+
+    def init(position: Event, rng_key: Key | None = None) -> Any:
+        logdensity, logdensity_grad = jax.value_and_grad(logdensity_fn)(position)
+        return DiffusionState(position, logdensity, logdensity_grad)
+
+    def step(rng_key: Key, state: Any) -> tuple[Any, Any]:
+        return one_step(rng_key, state, step_size), _NoAcceptance()
+
+    return SamplingAlgorithm(init, step)
 
 
 def hmc(step_size: float | Array, num_integration_steps: int, *, inverse_mass_matrix: Array | None = None) -> Kernel:
@@ -264,10 +285,13 @@ def _with_default_mass(build: Callable[..., SamplingAlgorithm]) -> Callable[...,
                 matrix = jnp.ones(sum(leaf.size for leaf in leaves), jnp.result_type(*leaves))
             return build(logdensity_fn, inverse_mass_matrix=matrix, **parameters)
 
-        return SamplingAlgorithm(
-            init=lambda position, key=None: algorithm(position).init(position),
-            step=lambda key, state: algorithm(state.position).step(key, state),
-        )
+        def init(position: Event, rng_key: Key | None = None) -> Any:
+            return algorithm(position).init(position, rng_key)
+
+        def step(rng_key: Key, state: Any) -> tuple[Any, Any]:
+            return algorithm(state.position).step(rng_key, state)
+
+        return SamplingAlgorithm(init, step)
 
     return with_default_mass
 

@@ -50,6 +50,7 @@ class Tilted(eqx.Module):
     base: Fixed
 
     def __call__(self, event: Event) -> Scalar:
+        """``U(x) - log base(x)`` of one event."""
         # Only the base's own parameters are constants: its gradient in the event drives the sampler.
         base = jax.tree.map(lambda x: jax.lax.stop_gradient(x) if eqx.is_array(x) else x, self.base.value)
         return self.potential(event) - base.log_prob(event)
@@ -107,6 +108,7 @@ class Sum(eqx.Module):
     potentials: tuple[Potential, ...]
 
     def __call__(self, event: Event) -> Scalar:
+        """The sum of the energies at one event."""
         total = self.potentials[0](event)
         for potential in self.potentials[1:]:
             total = total + potential(event)
@@ -139,6 +141,7 @@ class Tempered(eqx.Module):
     inverse_temperature: Fixed
 
     def __call__(self, event: Event) -> Scalar:
+        """``beta U(x)`` of one event."""
         energy = jnp.asarray(self.potential(event))
         return self.inverse_temperature.value.astype(energy.dtype) * energy
 

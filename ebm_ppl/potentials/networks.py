@@ -3,6 +3,7 @@
 Both start at a constant energy when ``zero_init=True``: tilted by a base, the EBM then starts exactly at that base.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -67,7 +68,9 @@ class MLP(eqx.Module):
         width, depth = check_count("width", width), check_count("depth", depth)
         sizes = [math.prod(self.event_shape)] + [width] * depth
         *keys, head_key = jax.random.split(key, depth + 1)
-        self.layers = tuple(eqx.nn.Linear(*pair, key=k) for pair, k in zip(zip(sizes, sizes[1:]), keys, strict=True))
+        self.layers = tuple(
+            eqx.nn.Linear(*pair, key=k) for pair, k in zip(itertools.pairwise(sizes), keys, strict=True)
+        )
         head = eqx.nn.Linear(width, "scalar", use_bias=False, key=head_key)
         self.head = _zeroed(head) if zero_init else head
         self.activation = activation
@@ -123,7 +126,9 @@ class Conv(eqx.Module):
     ):
         self.event_shape = _event_shape(event_shape)
         if len(self.event_shape) not in (2, 3):
-            raise ValueError(f"event_shape: got {self.event_shape}, expected (height, width) or (height, width, channel).")
+            raise ValueError(
+                f"event_shape: got {self.event_shape}, expected (height, width) or (height, width, channel)."
+            )
         if not channels:
             raise ValueError("channels: got none, expected the output channels of at least one convolution.")
         height, breadth = self.event_shape[:2]

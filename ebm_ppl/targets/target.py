@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import cached_property
+from typing import cast
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -51,7 +52,7 @@ class Target:
     @property
     def support(self) -> Constraint:
         """Set on which the density is positive."""
-        return self.base.support
+        return cast(Constraint, self.base.support)
 
     def sample(self, key: Key, n: int) -> Array:
         """Exact i.i.d. draws, ``(n, *event_shape)``.
@@ -110,11 +111,11 @@ class Target:
 
     def constrain(self, unconstrained: Array) -> Array:
         """``x = T(z)``: ``(*batch, *unconstrained_shape) -> (*batch, *event_shape)``."""
-        return self._transform(unconstrained)
+        return jnp.asarray(self._transform(unconstrained))
 
     def unconstrain(self, event: Array) -> Array:
         """``z = T^-1(x)``: ``(*batch, *event_shape) -> (*batch, *unconstrained_shape)``."""
-        return self._transform.inv(event)
+        return jnp.asarray(self._transform.inv(event))
 
     def with_base(self, base: Distribution) -> "Target":
         """The same law with ``base`` as its base: density moves between base and energy and nothing else may change.
@@ -168,4 +169,4 @@ def log_base(base: Distribution, event: Event) -> Scalar:
     """Log density of the base at an event of its support; an improper base is the constant 1."""
     if isinstance(base, ImproperUniform):
         return jnp.zeros((), jnp.result_type(event, jnp.bfloat16))
-    return base.log_prob(event)
+    return jnp.asarray(base.log_prob(event))

@@ -12,8 +12,9 @@ class KernelReport(NamedTuple):
         name: Check and target.
         checks: One per projection or antisymmetric function, each at its share of ``alpha``.
         acceptance: Mean acceptance rate; NaN for kernels without an accept step.
-        moved_fraction: Fraction of chains that end elsewhere than they started.
-        relative_jump: Mean squared distance travelled over twice the variance: 1 when the end forgets the start.
+        moved_fraction: Fraction of chains that end elsewhere than they started, in the coordinate that moved least.
+        relative_jump: Mean squared distance travelled over twice the variance, in the coordinate that moved most: 1
+            when the end forgets the start.
         divergent_fraction: Fraction of steps reported as divergent.
         nonfinite_fraction: Fraction of chains that end at NaN or infinity.
         minimum_moved: What ``moved_fraction`` must exceed.

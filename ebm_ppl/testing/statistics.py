@@ -261,7 +261,7 @@ def t_test_chain_means(
     shift = abs(means.mean() - expected)
     # Constant chains are right only when they are exactly right.
     statistic = shift / standard_error if standard_error != 0.0 else (0.0 if shift == 0.0 else math.inf)
-    critical = scipy.stats.t.isf(alpha / 2, num_chains - 1)
+    critical = float(scipy.stats.t.isf(alpha / 2, num_chains - 1))
     power = (critical + scipy.stats.t.isf(MISS_RATE, num_chains - 1)) * standard_error
     return _check(name, statistic, critical, power)
 

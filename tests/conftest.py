@@ -1,0 +1,79 @@
+"""What every test gets: run-time type checks of the package, a key of its own, and the budget of false failures."""
+
+import os
+import zlib
+
+os.environ.setdefault("MPLBACKEND", "Agg")  # figures are drawn to memory; set before anything imports matplotlib
+
+import jax
+import jaxtyping
+import pytest
+
+# Checks the annotations of these modules at every call. Must precede the first import of the package.
+jaxtyping.install_import_hook(("ebm_ppl.targets", "ebm_ppl.testing"), "beartype.beartype")
+
+from ebm_ppl.testing import CHECKS, FAMILY_ALPHA, SUITE_CHECKS  # noqa: E402
+
+_WORKERS = pytest.StashKey[list[tuple[int, float]]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seed", type=int, default=0, help="seed of the `key` fixture; a scheduled run passes the date")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"seed: {config.getoption('seed')} (reproduce with --seed)"
+
+
+@pytest.fixture(scope="session")
+def seed(request: pytest.FixtureRequest) -> int:
+    """The seed of this run."""
+    return request.config.getoption("seed")
+
+
+@pytest.fixture
+def key(request: pytest.FixtureRequest, seed: int) -> jax.Array:
+    """A random key that depends on the test's name and ``--seed`` only, not on the order of tests."""
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(request.node.nodeid.encode()))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_WORKERS] = []
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error) -> None:
+    """A pytest-xdist worker has finished: collect what its checks spent."""
+    spent = getattr(node, "workeroutput", {}).get("stochastic_checks")
+    if spent is not None:
+        node.config.stash[_WORKERS].append(tuple(spent))
+
+
+def _spent(config: pytest.Config) -> tuple[int, float]:
+    ledgers = [(CHECKS.count, CHECKS.spent), *config.stash[_WORKERS]]
+    return sum(count for count, _ in ledgers), sum(alpha for _, alpha in ledgers)
+
+
+def _is_overspent(config: pytest.Config) -> bool:
+    count, alpha = _spent(config)
+    # The sum of a thousand terms of 1e-7 is not exactly 1e-4.
+    return count > SUITE_CHECKS or alpha > FAMILY_ALPHA * (1 + 1e-9)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a session whose stochastic checks exceed the budget of false failures."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["stochastic_checks"] = (CHECKS.count, CHECKS.spent)
+    elif _is_overspent(session.config) and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
+    count, alpha = _spent(config)
+    if count:
+        verdict = "EXCEEDED: raise SUITE_CHECKS" if _is_overspent(config) else "within the budget"
+        terminalreporter.write_line(
+            f"{count} of {SUITE_CHECKS} stochastic checks, false-failure rate below {alpha:.1e} "
+            f"(budget {FAMILY_ALPHA:.0e}): {verdict}"
+        )
