@@ -62,7 +62,7 @@ def tune_step_size(
     num_iterations: int = 100,
     num_steps: int = 1,
 ) -> SamplerState:
-    """Tune the step size to a target acceptance rate by BlackJAX's dual averaging, then freeze it.
+    """Tune the step size to a target acceptance rate, by BlackJAX's dual averaging and a refinement, then freeze it.
 
     The acceptance rate of each iteration is averaged over all chains and ``num_steps`` steps, so a population needs few
     iterations. The chains move on while tuning; run the returned sampler before trusting its draws.
@@ -72,7 +72,7 @@ def tune_step_size(
         potential: Energy of one event, base included.
         sampler: Chains whose kernel has a ``step_size``.
         target_acceptance: In (0, 1). Optimal in high dimension: .57 for MALA, .65 for HMC; .8 is usual for NUTS.
-        num_iterations: Dual-averaging iterations, in two rounds of half as many.
+        num_iterations: Half of them dual averaging, half refinement with a decreasing gain.
         num_steps: Kernel steps per iteration.
 
     Returns:
@@ -137,30 +137,33 @@ def _tune(
 ) -> tuple[SamplerState, Array]:
     init, update, final = dual_averaging_adaptation(target)
 
-    def body(carry: tuple[SamplerState, Any], step_key: Key) -> tuple[tuple[SamplerState, Any], Array]:
+    def coarse(carry: tuple[SamplerState, Any], step_key: Key) -> tuple[tuple[SamplerState, Any], None]:
         sampler, state = carry
         sampler = set_tunables(sampler, step_size=jnp.exp(state.log_step_size))
         sampler, info = advance(step_key, potential, sampler, num_steps)
+        new_state = update(state, info.acceptance_rate.mean())
+        return (sampler, jax.tree.map(lambda new, old: new.astype(old.dtype), new_state, state)), None
+
+    def fine(sampler: SamplerState, inputs: tuple[Key, Array]) -> tuple[SamplerState, Array]:
+        step_key, gain = inputs
+        sampler, info = advance(step_key, potential, sampler, num_steps)
         acceptance = info.acceptance_rate.mean()
-        return (
-            sampler,
-            jax.tree.map(lambda new, old: new.astype(old.dtype), update(state, acceptance), state),
-        ), acceptance
+        return follow_target_acceptance(sampler, acceptance, target, gain=gain), acceptance
 
-    def one_round(sampler: SamplerState, round_key: Key) -> tuple[SamplerState, Array]:
-        start = jax.tree.map(jnp.asarray, init(tunables(sampler)["step_size"]))
-        (sampler, state), acceptance = jax.lax.scan(body, (sampler, start), jax.random.split(round_key, length))
-        return set_tunables(sampler, step_size=final(state)), acceptance[-1]
-
-    # Dual averaging remembers where it came from. From a step size wrong by orders of magnitude the first round only
-    # finds the scale; the second, started there, averages around the answer.
+    # Dual averaging finds the scale from anywhere, but its average remembers the way there; where acceptance falls
+    # steeply, as HMC's does near instability, a decreasing gain from its answer settles on the target.
     length = -(-num_iterations // 2)
-    sampler, acceptance = jax.lax.scan(one_round, sampler, jax.random.split(key, 2))
+    keys = jax.random.split(key, 2 * length)
+    start = jax.tree.map(jnp.asarray, init(tunables(sampler)["step_size"]))
+    (sampler, state), _ = jax.lax.scan(coarse, (sampler, start), keys[:length])
+    sampler = set_tunables(sampler, step_size=final(state))
+    gains = 0.5 / jnp.sqrt(1.0 + jnp.arange(length))
+    sampler, acceptance = jax.lax.scan(fine, sampler, (keys[length:], gains))
     return sampler, acceptance[-1]
 
 
 def follow_target_acceptance(
-    sampler: SamplerState, acceptance_rate: Array, target_acceptance: float, *, gain: float = 0.1
+    sampler: SamplerState, acceptance_rate: Array, target_acceptance: float, *, gain: float | Array = 0.3
 ) -> SamplerState:
     """One Robbins-Monro move of the step size, ``log eps += gain (acceptance - target)``, for a moving energy.
 

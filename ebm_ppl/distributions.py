@@ -23,7 +23,7 @@ independent chain. The potential it receives includes the base."""
 
 
 class _Static:
-    """The non-array half of a potential, made hashable so that it can be pytree auxiliary data under ``jit``."""
+    """The non-array half of the callables, made hashable so that it can be pytree auxiliary data under ``jit``."""
 
     def __init__(self, value: PyTree):
         self.value = value
@@ -74,7 +74,7 @@ class EBM(dist.Distribution):
     """
 
     arg_constraints = {}
-    pytree_data_fields = ("_parameters", "base", "condition", "log_normalizer", "sampler")
+    pytree_data_fields = ("_parameters", "base", "condition", "log_normalizer")
     pytree_aux_fields = ("_structure", "normalizer_kind")
     has_enumerate_support = False
 
@@ -95,21 +95,27 @@ class EBM(dist.Distribution):
         if condition is not None:
             condition = jax.tree.map(jnp.asarray, condition)
             rows = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(condition)}
-            if len(rows) != 1 or rows == {()}:
+            if len(rows) != 1 or not rows.isdisjoint({(), (0,)}):
                 raise ValueError(
                     f"condition: got leading axes {sorted(rows)}, expected one row axis shared by all its arrays."
                 )
-            batch_shape = jnp.broadcast_shapes(batch_shape, rows.pop())
+            (row_shape,) = rows
+            try:
+                batch_shape = jnp.broadcast_shapes(batch_shape, row_shape)
+            except ValueError as error:
+                raise ValueError(
+                    f"condition: got {row_shape[0]} rows, expected a number that broadcasts with the batch shape "
+                    f"{base.batch_shape} of the base."
+                ) from error
             one_condition = (jax.tree.map(lambda c: c[0], condition),)
         event = jax.ShapeDtypeStruct(base.event_shape, _event_dtype(base))
         check_potential(potential, event, arguments=one_condition)
         check_precision("base", base)
         # A Distribution crosses jit as a pytree whose leaves must be arrays, while modules also hold functions.
-        self._parameters, structure = eqx.partition(potential, eqx.is_array)
+        self._parameters, structure = eqx.partition((potential, sampler), eqx.is_array)
         self._structure = _Static(structure)
         self.base = base
         self.condition = condition
-        self.sampler = sampler
         if log_normalizer is not None:
             log_normalizer = jnp.asarray(log_normalizer)
             if jnp.broadcast_shapes(jnp.shape(log_normalizer), batch_shape) != batch_shape:
@@ -124,7 +130,12 @@ class EBM(dist.Distribution):
     @property
     def potential(self) -> Callable[..., Scalar]:
         """The energy ``U`` of one event."""
-        return eqx.combine(self._parameters, self._structure.value)
+        return eqx.combine(self._parameters, self._structure.value)[0]
+
+    @property
+    def sampler(self) -> Simulator | None:
+        """The approximate simulator behind ``sample``."""
+        return eqx.combine(self._parameters, self._structure.value)[1]
 
     @property
     def support(self) -> Any:  # NumPyro declares a class attribute; its constraints have no common type
@@ -233,13 +244,17 @@ def _event_dtype(base: dist.Distribution) -> Any:
     return jnp.result_type(int) if base.is_discrete else jnp.result_type(float)
 
 
-def _reference_measure(base: dist.Distribution) -> str:
+def _reference_measure(base: Any) -> str:
+    while isinstance(base, dist.ExpandedDistribution | dist.Independent | dist.MaskedDistribution):
+        base = base.base_dist
     if not isinstance(base, dist.ImproperUniform):
         return f"the base {type(base).__name__}"
     if base.is_discrete:
         return "the counting measure"
     if base.support is constraints.simplex:
         return "Lebesgue measure on the first K-1 coordinates of the simplex"
+    if base.support is constraints.sphere:
+        return "surface measure on the sphere"
     return "Lebesgue measure on the support"
 
 

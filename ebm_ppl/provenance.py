@@ -13,7 +13,9 @@ from numpyro import handlers
 from numpyro.infer.initialization import init_to_sample
 from numpyro.ops.provenance import eval_provenance
 
-from ebm_ppl.distributions import EBM, find_ebms
+from ebm_ppl.distributions import EBM, find_ebms, map_ebms
+
+_PREFIX = "site "
 
 
 class SiteDependencies(NamedTuple):
@@ -23,12 +25,15 @@ class SiteDependencies(NamedTuple):
         observed: Whether the site is observed.
         latents: Names of latent sample sites that its energy or base depends on.
         params: Names of ``numpyro.param`` sites that it depends on.
+        weight: Names of the sites that decide how often its log Z counts in the log joint: those behind a mask, a scale
+            or the responsibilities of a mixture. Empty where log Z is a term of its own.
         is_normalized: Whether every EBM of the site carries a log normaliser already.
     """
 
     observed: bool
     latents: frozenset[str]
     params: frozenset[str]
+    weight: frozenset[str]
     is_normalized: bool
 
 
@@ -61,33 +66,48 @@ def ebm_dependencies(
     flags: dict[str, tuple[bool, bool]] = {}
 
     def inputs() -> tuple[dict[str, Any], dict[str, Any]]:
-        seeded = handlers.substitute(handlers.seed(model, 0), substitute_fn=init_to_sample)
+        seeded = handlers.substitute(handlers.seed(model, 0), substitute_fn=_any_value)
         trace = _isolated_trace(seeded, args, kwargs)
         sites = {name: site for name, site in trace.items() if site["type"] in ("sample", "param")}
         latents = {n: s["value"] for n, s in sites.items() if s["type"] == "sample" and not s["is_observed"]}
         params = {n: s["value"] for n, s in sites.items() if s["type"] == "param"}
         return latents, params
 
-    def densities(**values: Any) -> dict[str, list[Any]]:
-        trace = _isolated_trace(handlers.substitute(handlers.seed(model, 0), data=values), args, kwargs)
+    def densities(**values: Any) -> dict[str, tuple[list[Any], Any]]:
+        data = {name.removeprefix(_PREFIX): value for name, value in values.items()}
+        trace = _isolated_trace(handlers.substitute(handlers.seed(model, 0), data=data), args, kwargs)
         reached = {}
         for name, site in trace.items():
             if site["type"] == "sample" and (ebms := find_ebms(site["fn"])):
                 flags[name] = bool(site["is_observed"]), all(ebm.log_normalizer is not None for ebm in ebms)
-                reached[name] = [_density_at_constant(ebm) for ebm in ebms]
+                reached[name] = [_density_at_constant(ebm) for ebm in ebms], jax.grad(_log_density)(0.0, site)
         return reached
 
     latents, params = jax.eval_shape(inputs)
-    reached = eval_provenance(densities, **latents, **params)
+    # The prefix keeps a site called "fn" apart from the function's own argument.
+    reached = eval_provenance(densities, **{_PREFIX + name: value for name, value in (latents | params).items()})
+
+    def names(*sources: frozenset[str]) -> frozenset[str]:
+        return frozenset(source.removeprefix(_PREFIX) for source in frozenset().union(*sources))
+
     return {
         name: SiteDependencies(
             observed=flags[name][0],
-            latents=frozenset().union(*sources) & frozenset(latents),
-            params=frozenset().union(*sources) & frozenset(params),
+            latents=names(*sources) & frozenset(latents),
+            params=names(*sources) & frozenset(params),
+            weight=names(weight),
             is_normalized=flags[name][1],
         )
-        for name, sources in reached.items()
+        for name, (sources, weight) in reached.items()
     }
+
+
+def _any_value(site: dict[str, Any]) -> Any:
+    """A value of the right shape for every latent site. An EBM cannot be sampled, and its support may have no bijector."""
+    if site["type"] == "sample" and not site["is_observed"] and find_ebms(site["fn"]):
+        dtype = jnp.result_type(int if site["fn"].is_discrete else float)
+        return jnp.zeros(site["fn"].shape(site["kwargs"]["sample_shape"]), dtype)
+    return init_to_sample(site)
 
 
 def _isolated_trace(model: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -97,7 +117,16 @@ def _isolated_trace(model: Callable[..., Any], args: tuple, kwargs: dict[str, An
 
 
 def _density_at_constant(ebm: EBM) -> Any:
-    # Outside the support the density is a constant -inf; energy and base are read apart so that nothing is masked away.
-    event = jnp.zeros(ebm.batch_shape + ebm.event_shape, jnp.result_type(int if ebm.base.is_discrete else float))
-    lead = ebm.batch_shape
-    return ebm.base.log_prob(event) - ebm._energies(event, lead)
+    # Nothing is computed here: that the event may lie outside the support hides no dependence, and the support counts.
+    dtype = jnp.result_type(int if ebm.base.is_discrete else float)
+    return ebm.unnormalized_log_prob(jnp.zeros(ebm.batch_shape + ebm.event_shape, dtype))
+
+
+def _log_density(log_normalizer: Any, site: dict[str, Any]) -> Any:
+    """Log density of one site, scale included, as a function of log Z. Its derivative is how often log Z counts."""
+
+    def normalized(ebm: EBM) -> EBM:
+        return ebm.with_normalizer(log_normalizer, "constant") if ebm.log_normalizer is None else ebm
+
+    log_prob = map_ebms(normalized, site["fn"]).log_prob(site["value"])
+    return jnp.sum(log_prob if site["scale"] is None else site["scale"] * log_prob)

@@ -6,6 +6,7 @@ and the update's index alone: a run cut anywhere and resumed is the uninterrupte
 """
 
 import functools
+import warnings
 from typing import NamedTuple
 
 import equinox as eqx
@@ -177,6 +178,10 @@ def fit(
         TrainingFailure: a loss, gradient, update or chain became non-finite; carries the step, the rows, the chains and
             the last good state.
 
+    Warns:
+        RuntimeWarning: within one report, when the chains have frozen (acceptance zero) or steps diverged. Training goes
+            on; frozen negatives make every further update meaningless.
+
     Example:
         >>> import jax, jax.numpy as jnp, numpyro.distributions as dist, optax, ebm_ppl as ebm
         >>> base = dist.Normal(0.0, 1.0).expand([2]).to_event(1)
@@ -216,6 +221,7 @@ def fit(
     )
     state = state._replace(key=key)
     history: list[dict[str, np.ndarray]] = []
+    unhealthy: set[str] = set()
     # tqdm's disable=None means "only on a terminal".
     with tqdm(total=num_steps, unit="update", disable=None if progress_bar is None else not progress_bar) as bar:
         for start in range(0, num_steps, report_every):
@@ -225,10 +231,11 @@ def fit(
             history.append({name: np.asarray(values)[:made] for name, values in chunk.metrics.items()})
             if made < wanted:
                 last_good = run(key, state, chunk.made).state if made else state
-                raise _failure(key, last_good, data, num_batch, _joined(history))
+                raise _failure(key, last_good, chunk.state, data, num_batch, _joined(history))
             state = chunk.state
             bar.update(made)
             bar.set_postfix_str(_progress(history[-1]))
+            unhealthy |= _warn_of_new(_unhealthy(history[-1], start), unhealthy)
     return state, _joined(history)
 
 
@@ -306,7 +313,7 @@ def _batch_rows(order: Array, step: Array, batch_size: int) -> Array:
 
 
 def _is_finite(tree: PyTree) -> Array:
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if eqx.is_inexact_array(leaf)]
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
 
 
@@ -328,11 +335,12 @@ def _check_energy(name: str, potential: Potential, rows: PyTree, *, what: str) -
 
 
 def _check_players(key: Key, state: TrainState, data: PyTree, target_acceptance: float | None) -> None:
+    if state.sampler is not None:
+        ours, theirs = (jax.tree.map(lambda x: x.shape[1:], rows) for rows in (data, state.sampler.position))
+        if ours != theirs:
+            raise ValueError(f"data: got event shape {ours}, expected that of the chains, {theirs}.")
     _check_energy("data", state.potential, data, what="row")
     if state.sampler is not None:
-        shapes = jax.tree.map(lambda x: x.shape[1:], (data, state.sampler.position))
-        if shapes[0] != shapes[1]:
-            raise ValueError(f"data: got event shape {shapes[0]}, expected that of the chains, {shapes[1]}.")
         _check_energy("sampler", state.potential, state.sampler.position, what="chain")
     if target_acceptance is None:
         return
@@ -346,8 +354,36 @@ def _check_players(key: Key, state: TrainState, data: PyTree, target_acceptance:
         raise ValueError("target_acceptance: got one with a kernel that has no accept step, expected None.")
 
 
+def _unhealthy(metrics: dict[str, np.ndarray], start: int) -> dict[str, str]:
+    """What the host must hear about one report's worth of updates, by kind."""
+    found = {}
+    where = f"updates {start} to {start + len(metrics['loss']) - 1}"
+    if "acceptance_rate" in metrics and (metrics["acceptance_rate"] < 1e-3).all():
+        found["frozen"] = (
+            f"{where}: the acceptance rate was zero, so the chains are frozen and the gradient is wrong. Use a smaller "
+            "step size, tune it with ebm_ppl.tune_step_size, or pass target_acceptance to fit."
+        )
+    if "num_divergent" in metrics and metrics["num_divergent"].any():
+        found["divergent"] = (
+            f"{where}: {int(metrics['num_divergent'].sum())} chain phases diverged or became non-finite. Use a smaller step "
+            "size."
+        )
+    return found
+
+
+def _warn_of_new(found: dict[str, str], known: set[str]) -> set[str]:
+    for kind in found.keys() - known:
+        warnings.warn(found[kind], RuntimeWarning, stacklevel=3)
+    return set(found)
+
+
 def _failure(
-    key: Key, state: TrainState, data: PyTree, batch_size: int, history: dict[str, np.ndarray]
+    key: Key,
+    state: TrainState,
+    failed: TrainState,
+    data: PyTree,
+    batch_size: int,
+    history: dict[str, np.ndarray],
 ) -> TrainingFailure:
     """Find what failed by looking again, on the host, at the last good state."""
     num_rows = jax.tree.leaves(data)[0].shape[0]
@@ -357,9 +393,11 @@ def _failure(
     bad_chains = np.zeros(0, int)
     if state.sampler is not None:
         bad_chains = np.flatnonzero(~np.isfinite(map_energy(state.potential, state.sampler.position)))
+    parts = {"parameters": failed.potential, "chains": failed.sampler}
+    broken = [name for name, part in parts.items() if part is not None and not bool(_is_finite(part))]
     message = (
-        f"update {step} produced a non-finite loss, gradient, parameter or chain; training stopped before it. Batch rows "
-        f"with a non-finite energy: {bad_rows.tolist()[:10] or 'none'}; chains: {bad_chains.tolist()[:10] or 'none'}. "
+        f"update {step} produced a non-finite {' and '.join(broken) or 'loss or gradient'}; training stopped before it. "
+        f"Batch rows with a non-finite energy: {bad_rows.tolist()[:10] or 'none'}; chains: {bad_chains.tolist()[:10] or 'none'}. "
         "The last good state is in `.state`. Usual remedies: a smaller learning rate or step size, gradient clipping "
         "(optax.clip_by_global_norm), an energy tilted by a base so that it cannot run away to minus infinity."
     )
