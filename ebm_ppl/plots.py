@@ -4,18 +4,21 @@ from collections.abc import Mapping
 from typing import Any
 
 import arviz_plots
-import matplotlib.figure
 import numpy as np
 import xarray as xr
+from matplotlib import pyplot
 from matplotlib.figure import Figure
 
 from ebm_ppl.checks import check_count
+
+_MISSING = np.array([0.85, 0.66, 0.62])
+"""Colour of missing pixels."""
 
 
 def image_grid(
     images: Any, *, columns: int = 10, title: str | None = None, vmin: float = -1.0, vmax: float = 1.0
 ) -> Figure:
-    """A grid of grey images.
+    """A grid of grey images; NaN pixels are shown as missing.
 
     Args:
         images: ``(image, height, width)``.
@@ -28,72 +31,87 @@ def image_grid(
         A matplotlib figure.
 
     Raises:
-        ValueError: ``images`` is not a stack of images.
+        ValueError: ``images`` is not a stack of images, or ``columns`` is below 1.
 
     Example:
         >>> import numpy as np
         >>> figure = image_grid(np.zeros((20, 8, 8)), columns=5)
     """
-    figure = Figure(figsize=(columns * 0.55, np.ceil(len(images) / columns) * 0.55 + 0.3), layout="constrained")
-    _draw_grid(figure, images, columns, title, vmin, vmax)
+    canvas = _canvas(images, columns, vmin, vmax)
+    figure = Figure(figsize=(canvas.shape[1] / 16, canvas.shape[0] / 16 + 0.3), layout="constrained")
+    _show(figure.subplots(), canvas, title)
     return figure
-
-
-def _draw_grid(figure: Any, images: Any, columns: int, title: str | None, vmin: float, vmax: float) -> None:
-    images = np.asarray(images)
-    if images.ndim != 3 or not len(images):
-        raise ValueError(f"images: got shape {images.shape}, expected (image, height, width).")
-    rows = -(-len(images) // check_count("columns", columns))
-    # One array with a one-pixel gutter draws faster than hundreds of axes.
-    height, width = images.shape[1] + 1, images.shape[2] + 1
-    canvas = np.full((rows * height - 1, columns * width - 1), np.nan)
-    for index, image in enumerate(images):
-        row, column = divmod(index, columns)
-        canvas[row * height : (row + 1) * height - 1, column * width : (column + 1) * width - 1] = image
-    axes = figure.subplots()
-    axes.imshow(canvas, cmap="gray", vmin=vmin, vmax=vmax, interpolation="nearest")
-    axes.set_axis_off()
-    if title:
-        axes.set_title(title, fontsize=10)
 
 
 def inpainting(
     data: Any, negatives: Any, rows: Mapping[str, Any], *, columns: int = 12, vmin: float = -1.0, vmax: float = 1.0
 ) -> Figure:
-    """Data and negatives side by side above a strip of inpaintings.
+    """Data and negatives side by side above one row of images per way of filling in.
 
     Args:
         data: Training images ``(image, height, width)``.
         negatives: Samples of the model, as many.
         rows: Label to images ``(image, height, width)``, one row each, all showing the same images; NaN pixels are shown
             as missing.
-        columns: Images per inpainting row.
+        columns: Images per row.
         vmin: Value shown black.
         vmax: Value shown white.
 
     Returns:
         A matplotlib figure.
 
+    Raises:
+        ValueError: an argument is not a stack of images, or there are no rows.
+
     Example:
         >>> import numpy as np
         >>> blank = np.zeros((20, 8, 8))
         >>> figure = inpainting(blank, blank, {"truth": blank, "filled in": blank})
     """
-    figure = Figure(figsize=(9.0, 4.2 + 0.72 * len(rows)), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[4.0, 0.72 * len(rows)])
-    left, right = top.subfigures(1, 2)
-    _draw_grid(left, data, 10, "data", vmin, vmax)
-    _draw_grid(right, negatives, 10, "negatives: samples of the energy-based model", vmin, vmax)
-    axes = bottom.subplots(len(rows), 1, squeeze=False)[:, 0]
-    for axis, (label, images) in zip(axes, rows.items(), strict=True):
-        strip = [
-            np.pad(np.asarray(image, float), ((0, 0), (0, 1)), constant_values=np.nan) for image in images[:columns]
-        ]
-        colours = matplotlib.colormaps["gray"].with_extremes(bad="#d9b8b0")
-        axis.imshow(np.concatenate(strip, axis=1)[:, :-1], cmap=colours, vmin=vmin, vmax=vmax, interpolation="nearest")
-        axis.set_axis_off()
-        axis.text(-0.01, 0.5, label, transform=axis.transAxes, ha="right", va="center", fontsize=9)
+    if not rows:
+        raise ValueError("rows: got none, expected at least one labelled row of images.")
+    grids = [_canvas(images, 10, vmin, vmax) for images in (data, negatives)]
+    strips = {label: _canvas(np.asarray(images)[:columns], columns, vmin, vmax) for label, images in rows.items()}
+    # Heights in proportion to the pictures, so that nothing is stretched and no gap opens.
+    grid_height = 0.5 * 9.0 * max(grid.shape[0] / grid.shape[1] for grid in grids)
+    strip_height = 8.2 * max(strip.shape[0] / strip.shape[1] for strip in strips.values())
+    heights = [grid_height, *[strip_height] * len(strips)]
+    figure = Figure(figsize=(9.6, sum(heights) + 0.5), layout="constrained")
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.set(rect=(0.06, 0.0, 0.94, 1.0))  # the labels on the left lie outside their axes
+    layout = figure.add_gridspec(len(heights), 2, height_ratios=heights)
+    titles = ("data", "negatives: samples of the energy-based model")
+    for column, (grid, title) in enumerate(zip(grids, titles, strict=True)):
+        _show(figure.add_subplot(layout[0, column]), grid, title)
+    for row, (label, strip) in enumerate(strips.items(), start=1):
+        axes = figure.add_subplot(layout[row, :])
+        _show(axes, strip)
+        axes.text(-0.01, 0.5, label, transform=axes.transAxes, ha="right", va="center", fontsize=9)
     return figure
+
+
+def _canvas(images: Any, columns: int, vmin: float, vmax: float) -> np.ndarray:
+    """All images in one RGB array with white one-pixel gutters; one picture draws faster than hundreds of axes."""
+    images = np.asarray(images, float)
+    if images.ndim != 3 or not images.size:
+        raise ValueError(f"images: got shape {images.shape}, expected (image, height, width).")
+    rows = -(-len(images) // check_count("columns", columns))
+    height, width = images.shape[1] + 1, images.shape[2] + 1
+    canvas = np.ones((rows * height - 1, columns * width - 1, 3))
+    grey = np.clip((images - vmin) / (vmax - vmin), 0.0, 1.0)
+    colours = np.where(np.isnan(images)[..., None], _MISSING, grey[..., None])
+    for index, image in enumerate(colours):
+        row, column = divmod(index, columns)
+        canvas[row * height : (row + 1) * height - 1, column * width : (column + 1) * width - 1] = image
+    return canvas
+
+
+def _show(axes: Any, canvas: np.ndarray, title: str | None = None) -> None:
+    axes.imshow(canvas, interpolation="nearest")
+    axes.set_axis_off()
+    if title:
+        axes.set_title(title, fontsize=10)
 
 
 def rank(
@@ -110,14 +128,22 @@ def rank(
     Returns:
         A matplotlib figure.
 
+    Raises:
+        ValueError: the tree has no such group, or fewer than one chain is asked for.
+
     Example:
         >>> import jax, jax.numpy as jnp, ebm_ppl as ebm
         >>> sampler = ebm.init_sampler(jnp.zeros((4, 2)), ebm.kernels.mala(step_size=0.5))
         >>> _, draws = ebm.draw(jax.random.key(0), lambda x: 0.5 * jnp.sum(x**2), sampler, 200)
         >>> figure = rank(ebm.diagnostics.to_datatree(draws))
     """
+    if group not in tree.children:
+        raise ValueError(f"group: got {group!r}, expected one of {sorted(tree.children)}.")
     total = tree[group].sizes["chain"]
-    chosen = np.unique(np.linspace(0, total - 1, min(num_chains, total)).astype(int))
+    shown = min(check_count("num_chains", num_chains), total)
+    chosen = np.unique(np.linspace(0, total - 1, shown).astype(int))
     few = xr.DataTree.from_dict({group: tree[group].to_dataset().isel(chain=chosen)})
     collection = arviz_plots.plot_rank(few, group=group, var_names=var_names, backend="matplotlib")
-    return collection.viz["figure"].item()
+    figure = collection.viz["figure"].item()
+    pyplot.close(figure)  # otherwise pyplot keeps it, and a notebook shows it twice
+    return figure
