@@ -17,8 +17,15 @@ def main() -> None:
     parser.add_argument("--output", default="outputs/demo", help="folder for figures and netCDF (default outputs/demo)")
     parser.add_argument("--updates", type=int, default=2000, help="training updates (default 2000)")
     parser.add_argument("--digits", type=int, default=150, help="held-out digits to fill in (default 150)")
+    parser.add_argument("--samples", type=int, default=500, help="NUTS draws per chain (default 500)")
     arguments = parser.parse_args()
-    result = demo.run(arguments.seed, arguments.output, num_updates=arguments.updates, num_digits=arguments.digits)
+    result = demo.run(
+        arguments.seed,
+        arguments.output,
+        num_updates=arguments.updates,
+        num_digits=arguments.digits,
+        num_samples=arguments.samples,
+    )
     print(demo.table(result))
     print(f"\nWrote digits.png, rank.png and demo.nc to {arguments.output}")
 
