@@ -61,7 +61,8 @@ class Result(NamedTuple):
     Attributes:
         mse: Mean squared error of the missing pixels on held-out digits, by prior.
         negative_phase: Mixing of the trained EBM's own chains at frozen parameters.
-        posterior: Mixing of NUTS over the inpaintings.
+        posterior: Mixing of NUTS over the inpaintings, all digits together.
+        digit_rhat: Largest R-hat over the missing pixels of each digit, ``(digit,)``.
         energy_gap: Held-out energy minus energy of the negatives.
         seconds: Wall time of each part.
     """
@@ -69,6 +70,7 @@ class Result(NamedTuple):
     mse: dict[str, float]
     negative_phase: Summary
     posterior: Summary
+    digit_rhat: np.ndarray
     energy_gap: Estimate
     seconds: dict[str, float]
 
@@ -205,6 +207,7 @@ def run(
         mse={name: float(np.mean((image - truth)[:, ~OBSERVED] ** 2)) for name, image in filled.items()},
         negative_phase=diagnostics.summary(tree),
         posterior=diagnostics.summary(tree, group="posterior", var_names=["x"]),
+        digit_rhat=diagnostics.rhat(mcmc.get_samples(group_by_chain=True)["x"][..., ~OBSERVED]).max(axis=-1),
         energy_gap=gap,
         seconds=seconds,
     )
@@ -242,7 +245,7 @@ def table(result: Result) -> str:
     lines = ["", "Held-out inpainting, mean squared error of the missing lower half (pixels in [-1, 1])"]
     lines += [f"  {name + ' prior':<32}{value:>8.4f}" for name, value in result.mse.items()]
     lines += [f"  {'EBM against Gaussian':<32}{100 * (ebm / gaussian - 1):>7.1f}%", ""]
-    lines += [f"{'Sampler':<34}{'EBM chains (HMC)':>20}{'inpaintings (NUTS)':>20}"]
+    lines += [f"{'Sampler':<36}{'EBM chains (HMC)':>20}{'inpaintings (NUTS)':>20}"]
     phases = (result.negative_phase, result.posterior)
     rows = {
         "chains x draws": [f"{s.num_chains} x {s.num_draws}" for s in phases],
@@ -250,10 +253,14 @@ def table(result: Result) -> str:
         "R-hat (largest)": [f"{s.rhat:.3f}" for s in phases],
         "bulk ESS (smallest)": [f"{s.ess_bulk:.0f}" for s in phases],
         "bulk ESS per 1,000 gradients": [f"{1e3 * s.ess_per_gradient:.3g}" for s in phases],
+        "digits with R-hat <= 1.01 / 1.05": [
+            "-",
+            f"{(result.digit_rhat <= 1.01).sum()} / {(result.digit_rhat <= 1.05).sum()} of {len(result.digit_rhat)}",
+        ],
         "energy gap, held-out - chains": [str(result.energy_gap), "-"],
         "mixing": [s.mixing for s in phases],
     }
-    lines += [f"  {name:<32}{left:>20}{right:>20}" for name, (left, right) in rows.items()]
+    lines += [f"  {name:<34}{left:>20}{right:>20}" for name, (left, right) in rows.items()]
     lines += [f"  mixing of the EBM chains: {phases[0].reason}", f"  mixing of the inpaintings: {phases[1].reason}", ""]
     lines += ["Seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in result.seconds.items())]
     return "\n".join(lines)

@@ -88,6 +88,7 @@ def to_datatree(
     tree = from_dict(
         {"negative_phase": {site: position}, "negative_phase_stats": statistics},
         attrs={"/": {**_versions(), **(attrs or {})}},
+        check_conventions=False,  # it warns of more chains than draws, which is how a negative phase is run
     )
     phase_attrs = {"site": site, **_kernel_attrs(sampler)}
     tree["negative_phase"].attrs.update(phase_attrs)
@@ -161,6 +162,56 @@ def energy_gap(potential: Potential, data: PyTree, draws: Draws) -> Estimate:
     return Estimate(float(energies.mean() - chain_means.mean()), float(np.hypot(data_error, chain_error)))
 
 
+def rhat(values: Any) -> np.ndarray:
+    """Rank-normalised split R-hat of every variable, with the guard that ArviZ lacks.
+
+    Args:
+        values: ``(chain, draw, *shape)``.
+
+    Returns:
+        R-hat, ``shape``: infinite where a chain never moved (ArviZ says NaN, or nothing), NaN with one chain, with fewer
+        than four draws, or where a draw is not finite.
+
+    Raises:
+        ValueError: ``values`` has no chain and draw axes.
+
+    Example:
+        >>> import numpy as np
+        >>> draws = np.random.default_rng(0).normal(size=(4, 500, 3))
+        >>> bool((rhat(draws) < 1.02).all())
+        True
+        >>> draws[2, :, 0] = 1.0
+        >>> float(rhat(draws)[0])
+        inf
+
+    References:
+        Vehtari, Gelman, Simpson, Carpenter, Buerkner (2021), arXiv:1903.08008.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim < 2:
+        raise ValueError(f"values: got shape {values.shape}, expected (chain, draw, ...).")
+    num_chains, num_draws, *shape = values.shape
+    flat = values.reshape(num_chains, num_draws, -1)
+    result = np.full(flat.shape[-1], np.nan)
+    usable = np.isfinite(flat).all(axis=(0, 1))
+    stuck = _stuck(flat).any(axis=0)
+    result[usable & stuck] = np.inf
+    moving = usable & ~stuck
+    if num_chains > 1 and num_draws >= 4 and moving.any():
+        result[moving] = arviz_stats.rhat(flat[..., moving], chain_axis=0, draw_axis=1)  # pyright: ignore[reportPrivateImportUsage]
+    return result.reshape(shape)
+
+
+def _stuck(flat: np.ndarray) -> np.ndarray:
+    """Which chain never moved in which variable, ``(chain, variable)``.
+
+    A coordinate that is constant by construction cannot be told from one that a sampler never moves, and counts too.
+    """
+    if flat.shape[1] < 2:
+        return np.zeros(flat[:, 0].shape, bool)
+    return np.ptp(flat, axis=1) == 0
+
+
 class Summary(NamedTuple):
     """How well the chains of one trace mix; prints as a table.
 
@@ -207,7 +258,7 @@ class Summary(NamedTuple):
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
-def summary(tree: xr.DataTree, *, group: str = "negative_phase", var_names: list[str] | None = None) -> Summary:
+def summary(tree: xr.DataTree, *, group: str = "negative_phase", var_names: str | list[str] | None = None) -> Summary:
     """Judge the mixing of one group: R-hat, effective sample size, and the faults ArviZ cannot see.
 
     A frozen chain has a perfect effective sample size in ArviZ, and R-hat NaN; both are guarded here. Mixing is ``"yes"``
@@ -245,24 +296,21 @@ def summary(tree: xr.DataTree, *, group: str = "negative_phase", var_names: list
     nonfinite = int((~np.isfinite(flat).all(axis=-1)).sum())
     divergent = int(statistics["diverging"].astype(bool).sum())
     gradients = int(statistics["n_grad"].sum())
-    # One value throughout a chain: frozen. (A coordinate that is constant by construction is not a variable; leave it
-    # out with var_names.)
-    stuck = np.ptp(flat, axis=1) == 0 if num_draws > 1 else np.zeros(flat[:, 0].shape, bool)
+    stuck = _stuck(flat)
     frozen = float(stuck.any(axis=1).mean())
-    if nonfinite:
-        rhat, ess = np.nan, 0.0
-    elif frozen:
-        rhat, ess = np.inf, 0.0
+    rhats = rhat(flat)
+    largest = float(rhats.max()) if not np.isnan(rhats).any() else np.nan
+    if nonfinite or frozen:
+        ess = 0.0
     elif num_draws < 4:
-        rhat, ess = np.nan, np.nan
+        ess = np.nan
     else:
-        rhat = float(np.max(arviz_stats.rhat(flat, chain_axis=0, draw_axis=1))) if num_chains > 1 else np.nan  # pyright: ignore[reportPrivateImportUsage]
         ess = float(np.min(arviz_stats.ess(flat, chain_axis=0, draw_axis=1, method="bulk")))  # pyright: ignore[reportPrivateImportUsage]
-    mixing, reason = _verdict(num_chains, num_draws, rhat, ess, frozen, nonfinite, divergent)
+    mixing, reason = _verdict(num_chains, num_draws, largest, ess, frozen, nonfinite, divergent)
     return Summary(
         num_chains=num_chains,
         num_draws=num_draws,
-        rhat=rhat,
+        rhat=largest,
         ess_bulk=ess,
         ess_per_gradient=ess / gradients if gradients else np.nan,
         num_gradients=gradients,
@@ -275,15 +323,17 @@ def summary(tree: xr.DataTree, *, group: str = "negative_phase", var_names: list
     )
 
 
-def _series(tree: xr.DataTree, group: str, var_names: list[str] | None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def _series(
+    tree: xr.DataTree, group: str, var_names: str | list[str] | None
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """All monitored series of a group on one ``(chain, draw, variable)`` axis, and its ``(chain, draw)`` statistics."""
     if group not in tree.children:
         raise ValueError(f"group: got {group!r}, expected one of {sorted(tree.children)}.")
-    variables = tree[group].to_dataset().data_vars
-    unknown = sorted(set(var_names or ()) - set(map(str, variables)))
-    if unknown:
-        raise ValueError(f"var_names: got {unknown}, expected some of {sorted(map(str, variables))}.")
-    arrays = [np.asarray(v.values) for name, v in variables.items() if var_names is None or name in var_names]
+    variables = {str(name): v for name, v in tree[group].to_dataset().data_vars.items()}
+    chosen = set(variables) if var_names is None else {var_names} if isinstance(var_names, str) else set(var_names)
+    if not chosen or chosen - set(variables):
+        raise ValueError(f"var_names: got {var_names!r}, expected some of {sorted(variables)}.")
+    arrays = [np.asarray(v.values) for name, v in variables.items() if name in chosen]
     shape = arrays[0].shape[:2]
     stats_group = "sample_stats" if group == "posterior" else f"{group}_stats"
     found = tree[stats_group].to_dataset().data_vars if stats_group in tree.children else {}
@@ -294,8 +344,8 @@ def _series(tree: xr.DataTree, group: str, var_names: list[str] | None) -> tuple
         name: next((found[alias].values for alias in aliases if alias in found), np.full(shape, missing[name]))
         for name, aliases in names.items()
     }
-    if "potential" in found:
-        # The energy is the one projection that every failure to mix tends to show.
+    if "potential" in found and np.ptp(found["potential"].values) != 0:
+        # The energy is the one projection that every failure to mix tends to show. (A flat one shows nothing.)
         arrays.append(found["potential"].values)
     flat = np.concatenate([array.reshape(*shape, -1) for array in arrays], axis=-1)
     return flat.astype(np.float64), statistics
@@ -307,7 +357,7 @@ def _verdict(
     faults = []
     if nonfinite:
         faults.append(f"{nonfinite} non-finite draws")
-    if frozen:
+    if frozen and num_draws >= MIN_DRAWS:
         faults.append(f"{frozen:.0%} of the chains frozen")
     if divergent:
         faults.append(f"{divergent} divergent draws")
@@ -316,7 +366,7 @@ def _verdict(
     if num_chains < MIN_CHAINS or num_draws < MIN_DRAWS:
         return "not assessable", f"needs at least {MIN_CHAINS} chains of {MIN_DRAWS} draws"
     if not rhat <= RHAT_MIXED:
-        return "no", f"R-hat {rhat:.3f} > {RHAT_MIXED}"
+        return "no", f"R-hat {rhat:.3f} > {RHAT_MIXED}: chains disagree or are too short"
     if not ess >= ESS_MIXED:
         return "not assessable", f"bulk ESS {ess:.0f} < {ESS_MIXED:.0f}: draw more"
     return "yes", f"R-hat {rhat:.3f}, bulk ESS {ess:.0f}"

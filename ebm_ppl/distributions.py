@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
-from ebm_ppl.checks import check_potential, check_precision
+from ebm_ppl.checks import check_potential
 from ebm_ppl.errors import UnknownNormalizerError
-from ebm_ppl.types import Array, Event, Key, Potential, PyTree, Scalar
+from ebm_ppl.types import Array, Key, Potential, PyTree, Scalar
 
 Simulator = Callable[[Key, Potential, int], PyTree]
 """Approximate simulation of an EBM: ``(key, potential, num_samples) -> (num_samples, *event)``, each draw from its own
@@ -56,8 +56,8 @@ class EBM(dist.Distribution):
     Raises:
         TypeError: the energy is not a real floating one, has 64-bit parameters in a 32-bit session, or ``base`` is not a
             NumPyro distribution.
-        ValueError: the energy is not a scalar for one event of ``base.event_shape``, or the shapes of ``condition`` or
-            ``log_normalizer`` do not fit.
+        ValueError: the energy is not a scalar for one event of ``base.event_shape``, the shapes of ``condition`` or
+            ``log_normalizer`` do not fit, or ``base`` is an EBM with unknown log Z.
 
     Example:
         >>> import jax.numpy as jnp, numpyro.distributions as dist
@@ -80,7 +80,7 @@ class EBM(dist.Distribution):
 
     def __init__(
         self,
-        potential: Potential | Callable[[Event, PyTree], Scalar],
+        potential: Callable[..., Scalar],
         base: dist.Distribution,
         *,
         condition: PyTree | None = None,
@@ -90,6 +90,11 @@ class EBM(dist.Distribution):
     ):
         if not isinstance(base, dist.Distribution):
             raise TypeError(f"base: got {type(base).__name__}, expected a numpyro distribution.")
+        if any(ebm.log_normalizer is None for ebm in find_ebms(base)):
+            raise ValueError(
+                "base: got an EBM whose log Z is unknown, expected a normalised distribution. Add the two energies with "
+                "ebm_ppl.potentials.add."
+            )
         batch_shape = base.batch_shape
         one_condition: tuple[PyTree, ...] = ()
         if condition is not None:
@@ -110,7 +115,6 @@ class EBM(dist.Distribution):
             one_condition = (jax.tree.map(lambda c: c[0], condition),)
         event = jax.ShapeDtypeStruct(base.event_shape, _event_dtype(base))
         check_potential(potential, event, arguments=one_condition)
-        check_precision("base", base)
         # A Distribution crosses jit as a pytree whose leaves must be arrays, while modules also hold functions.
         self._parameters, structure = eqx.partition((potential, sampler), eqx.is_array)
         self._structure = _Static(structure)
@@ -118,7 +122,11 @@ class EBM(dist.Distribution):
         self.condition = condition
         if log_normalizer is not None:
             log_normalizer = jnp.asarray(log_normalizer)
-            if jnp.broadcast_shapes(jnp.shape(log_normalizer), batch_shape) != batch_shape:
+            try:
+                fits = jnp.broadcast_shapes(jnp.shape(log_normalizer), batch_shape) == batch_shape
+            except ValueError:
+                fits = False
+            if not fits:
                 raise ValueError(
                     f"log_normalizer: got shape {jnp.shape(log_normalizer)}, expected one that broadcasts to the batch "
                     f"shape {batch_shape}."
@@ -251,9 +259,10 @@ def _reference_measure(base: Any) -> str:
         return f"the base {type(base).__name__}"
     if base.is_discrete:
         return "the counting measure"
-    if base.support is constraints.simplex:
+    support = getattr(base.support, "base_constraint", base.support)  # ImproperUniform wraps what it was given
+    if support is constraints.simplex:
         return "Lebesgue measure on the first K-1 coordinates of the simplex"
-    if base.support is constraints.sphere:
+    if support is constraints.sphere:
         return "surface measure on the sphere"
     return "Lebesgue measure on the support"
 

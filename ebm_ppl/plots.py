@@ -37,7 +37,7 @@ def image_grid(
         >>> import numpy as np
         >>> figure = image_grid(np.zeros((20, 8, 8)), columns=5)
     """
-    canvas = _canvas(images, columns, vmin, vmax)
+    canvas = _canvas(_stack("images", images), check_count("columns", columns), vmin, vmax)
     figure = Figure(figsize=(canvas.shape[1] / 16, canvas.shape[0] / 16 + 0.3), layout="constrained")
     _show(figure.subplots(), canvas, title)
     return figure
@@ -70,8 +70,12 @@ def inpainting(
     """
     if not rows:
         raise ValueError("rows: got none, expected at least one labelled row of images.")
-    grids = [_canvas(images, 10, vmin, vmax) for images in (data, negatives)]
-    strips = {label: _canvas(np.asarray(images)[:columns], columns, vmin, vmax) for label, images in rows.items()}
+    columns = check_count("columns", columns)
+    grids = [_canvas(_stack(*named), 10, vmin, vmax) for named in (("data", data), ("negatives", negatives))]
+    strips = {
+        label: _canvas(_stack(f"rows[{label!r}]", images)[:columns], columns, vmin, vmax)
+        for label, images in rows.items()
+    }
     # Heights in proportion to the pictures, so that nothing is stretched and no gap opens.
     grid_height = 0.5 * 9.0 * max(grid.shape[0] / grid.shape[1] for grid in grids)
     strip_height = 8.2 * max(strip.shape[0] / strip.shape[1] for strip in strips.values())
@@ -91,12 +95,16 @@ def inpainting(
     return figure
 
 
-def _canvas(images: Any, columns: int, vmin: float, vmax: float) -> np.ndarray:
-    """All images in one RGB array with white one-pixel gutters; one picture draws faster than hundreds of axes."""
+def _stack(name: str, images: Any) -> np.ndarray:
     images = np.asarray(images, float)
     if images.ndim != 3 or not images.size:
-        raise ValueError(f"images: got shape {images.shape}, expected (image, height, width).")
-    rows = -(-len(images) // check_count("columns", columns))
+        raise ValueError(f"{name}: got shape {images.shape}, expected (image, height, width).")
+    return images
+
+
+def _canvas(images: np.ndarray, columns: int, vmin: float, vmax: float) -> np.ndarray:
+    """All images in one RGB array with white one-pixel gutters; one picture draws faster than hundreds of axes."""
+    rows = -(-len(images) // columns)
     height, width = images.shape[1] + 1, images.shape[2] + 1
     canvas = np.ones((rows * height - 1, columns * width - 1, 3))
     grey = np.clip((images - vmin) / (vmax - vmin), 0.0, 1.0)

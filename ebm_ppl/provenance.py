@@ -80,7 +80,11 @@ def ebm_dependencies(
         for name, site in trace.items():
             if site["type"] == "sample" and (ebms := find_ebms(site["fn"])):
                 flags[name] = bool(site["is_observed"]), all(ebm.log_normalizer is not None for ebm in ebms)
-                reached[name] = [_density_at_constant(ebm) for ebm in ebms], jax.grad(_log_density)(0.0, site)
+                at_constant = [_density_at_constant(ebm) for ebm in ebms]
+                try:
+                    reached[name] = at_constant, jax.grad(_log_density)(0.0, site)
+                except ValueError as error:
+                    raise ValueError(f"site '{name}': {error}") from error
         return reached
 
     latents, params = jax.eval_shape(inputs)

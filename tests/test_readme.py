@@ -31,7 +31,12 @@ def test_the_printed_table_says_what_the_demo_says():
 
     phase = Summary(4, 100, 1.0, 500.0, 0.1, 5000, 0.8, 0.0, 0, 0, "yes", "R-hat 1.000")
     result = demo.Result(
-        {"independent Normal": 0.3, "full-covariance Gaussian": 0.2, "EBM": 0.1}, phase, phase, Estimate(0.0, 1.0), {}
+        mse={"independent Normal": 0.3, "full-covariance Gaussian": 0.2, "EBM": 0.1},
+        negative_phase=phase,
+        posterior=phase,
+        digit_rhat=np.ones(4),
+        energy_gap=Estimate(0.0, 1.0),
+        seconds={},
     )
 
     def labels(text):
