@@ -11,6 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 
 from ebm_ppl.checks import check_potential
@@ -84,7 +85,7 @@ class EBM(dist.Distribution):
         base: dist.Distribution,
         *,
         condition: PyTree | None = None,
-        log_normalizer: float | Array | None = None,
+        log_normalizer: ArrayLike | None = None,
         sampler: Simulator | None = None,
         validate_args: bool | None = None,
     ):
@@ -155,7 +156,7 @@ class EBM(dist.Distribution):
         """Always false: NumPyro would infer true from the empty constraints, and differentiate through a sampler."""
         return False
 
-    def unnormalized_log_prob(self, value: Array) -> Array:
+    def unnormalized_log_prob(self, value: ArrayLike) -> Array:
         """``log base(x) - U(x)``, shape ``sample_shape + batch_shape``; minus infinity outside the support.
 
         Raises:
@@ -195,7 +196,7 @@ class EBM(dist.Distribution):
         )
         return jax.vmap(self.potential)(flat, condition).reshape(lead)
 
-    def log_prob(self, value: Array, intermediates: Any = None) -> Array:
+    def log_prob(self, value: ArrayLike, intermediates: Any = None) -> Array:
         """``log base(x) - U(x) - log Z``.
 
         Raises:
@@ -229,7 +230,7 @@ class EBM(dist.Distribution):
         samples = self.sampler(key, lambda event: -self.unnormalized_log_prob(event), num_samples)
         return jax.lax.stop_gradient(samples).reshape(*sample_shape, *self.event_shape)
 
-    def with_normalizer(self, log_normalizer: float | Array, kind: str) -> "EBM":
+    def with_normalizer(self, log_normalizer: ArrayLike, kind: str) -> "EBM":
         """The same EBM under a normaliser policy; ``kind`` names the policy."""
         new = EBM(
             self.potential, self.base, condition=self.condition, log_normalizer=log_normalizer, sampler=self.sampler

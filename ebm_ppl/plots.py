@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 from matplotlib import pyplot
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from ebm_ppl.checks import check_count
 
@@ -80,10 +81,8 @@ def inpainting(
     grid_height = 0.5 * 9.0 * max(grid.shape[0] / grid.shape[1] for grid in grids)
     strip_height = 8.2 * max(strip.shape[0] / strip.shape[1] for strip in strips.values())
     heights = [grid_height, *[strip_height] * len(strips)]
-    figure = Figure(figsize=(9.6, sum(heights) + 0.5), layout="constrained")
-    engine = figure.get_layout_engine()
-    if engine is not None:
-        engine.set(rect=(0.06, 0.0, 0.94, 1.0))  # the labels on the left lie outside their axes
+    # The labels on the left lie outside their axes.
+    figure = Figure(figsize=(9.6, sum(heights) + 0.5), layout=ConstrainedLayoutEngine(rect=(0.06, 0.0, 0.94, 1.0)))
     layout = figure.add_gridspec(len(heights), 2, height_ratios=heights)
     titles = ("data", "negatives: samples of the energy-based model")
     for column, (grid, title) in enumerate(zip(grids, titles, strict=True)):

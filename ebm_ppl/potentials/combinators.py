@@ -123,7 +123,8 @@ def add(*potentials: Potential) -> Sum:
         TypeError: one of them is not callable.
 
     Example:
-        >>> float(add(lambda x: x**2, lambda x: 3.0 * x)(2.0))
+        >>> import jax.numpy as jnp
+        >>> float(add(lambda x: x**2, lambda x: 3.0 * x)(jnp.array(2.0)))
         10.0
     """
     if not potentials:
@@ -160,7 +161,8 @@ def temper(potential: Potential, inverse_temperature: float | jax.Array) -> Temp
         ValueError: ``inverse_temperature`` is not finite and positive.
 
     Example:
-        >>> float(temper(lambda x: x**2, 0.5)(2.0))
+        >>> import jax.numpy as jnp
+        >>> float(temper(lambda x: x**2, 0.5)(jnp.array(2.0)))
         2.0
     """
     if not callable(potential):
