@@ -8,7 +8,7 @@ ArviZ. Run it with ``make demo`` or ``python -m ebm_ppl``.
 import functools
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +77,7 @@ class Result(NamedTuple):
 
 def load(seed: int) -> Digits:
     """Split the bundled digits into training and held-out rows and fit a Gaussian to the former."""
-    pixels = load_digits(return_X_y=True)[0].astype(np.float32) / 8.0 - 1.0
+    pixels = np.asarray(load_digits(return_X_y=True)[0], np.float32) / 8.0 - 1.0
     order = np.random.default_rng(seed).permutation(len(pixels))
     held_out, train = pixels[order[:360]], pixels[order[360:]]
     mean = train.mean(axis=0)
@@ -112,7 +112,7 @@ def train(key: Key, digits: Digits, *, num_updates: int = 2000) -> tuple[TrainSt
 def inpainting_model(prior: dist.Distribution, observed_pixels: Array) -> None:
     """``x ~ EBM``, ``y ~ Normal(x[observed], noise)``, for many digits at once."""
     with numpyro.plate("digit", observed_pixels.shape[0]):
-        x = numpyro.sample("x", prior)
+        x = jnp.asarray(numpyro.sample("x", prior))
         numpyro.sample("y", dist.Normal(x[..., OBSERVED], NOISE).to_event(1), obs=observed_pixels)
 
 
@@ -226,7 +226,7 @@ def _thinned(tree: xr.DataTree) -> xr.DataTree:
 
 
 def _figure(digits: Digits, negatives: Array, truth: np.ndarray, filled: dict, mcmc: numpyro.infer.MCMC):
-    def images(rows: np.ndarray) -> np.ndarray:
+    def images(rows: Any) -> np.ndarray:
         return np.asarray(rows).reshape(-1, *IMAGE)
 
     rows = {

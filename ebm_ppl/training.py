@@ -7,7 +7,7 @@ and the update's index alone: a run cut anywhere and resumed is the uninterrupte
 
 import functools
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -37,7 +37,7 @@ class TrainState(NamedTuple):
     """
 
     potential: Potential
-    sampler: SamplerState | None
+    sampler: Any  # SamplerState | None: which of the two is known where the state was made
     optimizer_state: PyTree
     step: Array
     key: Key | None
@@ -365,8 +365,8 @@ def _unhealthy(metrics: dict[str, np.ndarray], start: int) -> dict[str, str]:
         )
     if "num_divergent" in metrics and metrics["num_divergent"].any():
         found["divergent"] = (
-            f"{where}: {int(metrics['num_divergent'].sum())} chain phases diverged or became non-finite. Use a smaller step "
-            "size."
+            f"{where}: {int(metrics['num_divergent'].sum())} chain phases diverged or became non-finite. Use a smaller "
+            "step size."
         )
     return found
 
@@ -397,7 +397,8 @@ def _failure(
     broken = [name for name, part in parts.items() if part is not None and not bool(_is_finite(part))]
     message = (
         f"update {step} produced a non-finite {' and '.join(broken) or 'loss or gradient'}; training stopped before it. "
-        f"Batch rows with a non-finite energy: {bad_rows.tolist()[:10] or 'none'}; chains: {bad_chains.tolist()[:10] or 'none'}. "
+        f"Batch rows with a non-finite energy: {bad_rows.tolist()[:10] or 'none'}; chains: "
+        f"{bad_chains.tolist()[:10] or 'none'}. "
         "The last good state is in `.state`. Usual remedies: a smaller learning rate or step size, gradient clipping "
         "(optax.clip_by_global_norm), an energy tilted by a base so that it cannot run away to minus infinity."
     )
