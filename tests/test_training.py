@@ -287,8 +287,7 @@ def refit(state=None, data=None, **options):
         (lambda: refit(report_every=0), ValueError, "report_every: got 0"),
         (lambda: refit(key=None), ValueError, "key: got None"),
         (lambda: refit(target_acceptance=1.5), ValueError, "target_acceptance: got 1.5"),
-        (lambda: refit(ebm.init_train(quadratic_start(), optax.sgd(0.1), chains(8, kernel=kernels.unadjusted_langevin(0.1))),
-                       target_acceptance=0.6), ValueError, "no accept step"),
+        (lambda: refit(unadjusted(), target_acceptance=0.6), ValueError, "no accept step"),
         (lambda: refit(ebm.init_train(quadratic_start(), optax.sgd(0.1)), target_acceptance=0.6),
          ValueError, "no sampler"),
         (lambda: refit(ebm.init_train(quadratic_start(), optax.sgd(0.1))), TypeError, "sampler: got NoneType"),
@@ -308,6 +307,10 @@ def refit(state=None, data=None, **options):
 def test_bad_input_is_refused(call, error, text):
     with pytest.raises(error, match=text):
         call()
+
+
+def unadjusted():
+    return ebm.init_train(quadratic_start(), optax.sgd(0.1), chains(8, kernel=kernels.unadjusted_langevin(0.1)))
 
 
 def on_support():
