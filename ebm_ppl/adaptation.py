@@ -3,6 +3,7 @@
 A kernel with frozen tunables is a valid Markov kernel and is tested as one; a kernel that adapts while it runs is not.
 """
 
+import warnings
 from typing import Any
 
 import equinox as eqx
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from blackjax.adaptation.step_size import dual_averaging_adaptation
 from jax.tree_util import Partial
 
-from ebm_ppl.checks import check_count, is_traced
+from ebm_ppl.checks import check_count, check_finite_energy, check_positive, is_traced
 from ebm_ppl.sampling import advance, check_sampler
 from ebm_ppl.types import Array, Key, Potential, SamplerState
 
@@ -32,7 +33,7 @@ def set_tunables(sampler: SamplerState, **changes: Any) -> SamplerState:
     """The same chains with other tunables; nothing recompiles while shapes and dtypes stay.
 
     Raises:
-        ValueError: the kernel has no tunable of that name.
+        ValueError: the kernel has no tunable of that name, or a concrete ``step_size`` is not finite and positive.
 
     Example:
         >>> import jax.numpy as jnp, ebm_ppl as ebm
@@ -44,6 +45,8 @@ def set_tunables(sampler: SamplerState, **changes: Any) -> SamplerState:
     unknown = sorted(set(changes) - set(current))
     if unknown:
         raise ValueError(f"{unknown[0]}: this kernel has no such tunable; expected one of {sorted(current)}.")
+    if "step_size" in changes:
+        changes["step_size"] = check_positive("step_size", changes["step_size"])
     # Keep the old leaf's dtype: a Python float or an x64 scalar would otherwise change the compiled signature.
     new = {
         name: jax.tree.map(lambda old, value: jnp.asarray(value, old.dtype), current[name], value)
@@ -81,6 +84,10 @@ def tune_step_size(
     Raises:
         ValueError: ``target_acceptance`` is outside (0, 1), or the kernel has no step size or no accept step.
         TypeError: a count is not a whole number.
+        NonFiniteEnergyError: the energy is not finite at the chains.
+
+    Warns:
+        RuntimeWarning: the acceptance reached is more than .2 from the target, as it is on a flat energy.
 
     Example:
         >>> import jax, jax.numpy as jnp, ebm_ppl as ebm
@@ -99,11 +106,19 @@ def tune_step_size(
     check_count("num_steps", num_steps)
     check_sampler(potential, sampler)
     check_tunable_step(sampler)
+    check_finite_energy("sampler", potential, sampler.position, what="chain")
     tuned, acceptance = _tune(key, potential, sampler, target_acceptance, num_iterations, num_steps)
     if not is_traced(acceptance) and bool(jnp.isnan(acceptance)):
         raise ValueError(
             "sampler: the acceptance rate is NaN, expected a kernel with an accept step and a finite energy. "
             "An unadjusted kernel has nothing to tune against; choose its step size by its bias."
+        )
+    if not is_traced(acceptance) and abs(float(acceptance) - target_acceptance) > 0.2:
+        warnings.warn(
+            f"tune_step_size: the acceptance rate reached is {float(acceptance):.3f}, far from the target "
+            f"{target_acceptance}. Use more iterations, or more chains; a flat energy has acceptance 1 at any step size.",
+            RuntimeWarning,
+            stacklevel=2,
         )
     return tuned
 

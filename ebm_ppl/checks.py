@@ -51,6 +51,8 @@ def check_positive(name: str, value: Any) -> jax.Array:
         >>> float(check_positive("step_size", 0.5))
         0.5
     """
+    if isinstance(value, np.generic):
+        value = value.item()  # a NumPy scalar stands for the Python number that it is
     check_precision(name, value)
     try:
         array = jnp.asarray(value)
@@ -100,6 +102,9 @@ def as_array(name: str, value: Any) -> jax.Array:
     """
     if isinstance(value, np.ndarray | np.generic) and value.dtype == np.float64 and not _is_64_bit():
         value = value.astype(np.float32)
+    if isinstance(value, int | float | bool):
+        # A nested list is a pytree of numbers, not an array.
+        raise TypeError(f"{name}: got a Python number or a list of them, expected an array of shape (row, *event).")
     try:
         return jnp.asarray(value)
     except (TypeError, ValueError) as error:

@@ -18,7 +18,15 @@ from jax.tree_util import Partial
 from tqdm import tqdm
 
 from ebm_ppl.adaptation import check_target_acceptance, check_tunable_step, follow_target_acceptance, tunables
-from ebm_ppl.checks import check_count, check_finite_energy, check_potential, check_precision, check_rows, map_energy
+from ebm_ppl.checks import (
+    as_array,
+    check_count,
+    check_finite_energy,
+    check_potential,
+    check_precision,
+    check_rows,
+    map_energy,
+)
 from ebm_ppl.errors import TrainingFailure
 from ebm_ppl.potentials import trainable
 from ebm_ppl.sampling import advance
@@ -33,7 +41,8 @@ class TrainState(NamedTuple):
         sampler: The sampler player, or ``None`` for sampler-free objectives.
         optimizer_state: Of the potential's optimizer.
         step: Updates made so far.
-        key: Base key of the run; update ``n`` uses ``fold_in(key, n)``. ``None`` before the first :func:`fit`.
+        key: Base key of the run, from which every shuffle and every update's key follow. ``None`` before the first
+            :func:`fit`.
     """
 
     potential: Potential
@@ -124,12 +133,18 @@ def train_step(
         return objective(eqx.combine(parameters, rest), state.sampler, batch, key)
 
     (loss, (sampler, metrics)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(parameters)
-    updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, parameters)
+    # Some optimizers adapt to the value of the loss; the others ignore it.
+    update = optax.with_extra_args_support(optimizer).update
+    updates, optimizer_state = update(gradient, state.optimizer_state, parameters, value=loss)
     parameters = eqx.apply_updates(parameters, updates)
     metrics = {**metrics, "loss": loss, "grad_norm": optax.tree.norm(gradient)}
     if sampler is not None and "step_size" in tunables(sampler):
         metrics["step_size"] = jnp.mean(tunables(sampler)["step_size"])
-    if target_acceptance is not None and sampler is not None:
+    if target_acceptance is not None:
+        if sampler is None or "acceptance_rate" not in metrics:
+            raise ValueError(
+                "target_acceptance: got one with an objective that reports no acceptance rate, expected None."
+            )
         sampler = follow_target_acceptance(sampler, metrics["acceptance_rate"], target_acceptance)
     potential = eqx.combine(parameters, rest)
     return TrainState(potential, sampler, optimizer_state, state.step + 1, state.key), metrics
@@ -179,8 +194,8 @@ def fit(
             the last good state.
 
     Warns:
-        RuntimeWarning: within one report, when the chains have frozen (acceptance zero) or steps diverged. Training goes
-            on; frozen negatives make every further update meaningless.
+        RuntimeWarning: within one report, when half of the chains have frozen (acceptance zero) or steps diverged.
+            Training goes on; frozen negatives make every further update meaningless.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro.distributions as dist, optax, ebm_ppl as ebm
@@ -196,11 +211,16 @@ def fit(
         >>> int(state.step), history["loss"].shape
         (50, (50,))
     """
+    if not isinstance(state, TrainState):
+        raise TypeError(f"state: got {type(state).__name__}, expected the result of ebm_ppl.init_train.")
+    if not callable(objective):
+        raise TypeError(f"objective: got {type(objective).__name__}, expected a function, see ebm_ppl.types.Objective.")
     num_steps, report_every = check_count("num_steps", num_steps), check_count("report_every", report_every)
     key = state.key if key is None else key
     if key is None:
         raise ValueError("key: got None with a state that was never trained, expected a random key.")
-    data = _check_data(state.potential, data)
+    _check_optimizer(state, optimizer)
+    data = _check_data(state, data)
     num_rows = jax.tree.leaves(data)[0].shape[0]
     num_batch = num_rows if batch_size is None else check_count("batch_size", batch_size)
     if num_batch > num_rows:
@@ -221,6 +241,7 @@ def fit(
     )
     state = state._replace(key=key)
     history: list[dict[str, np.ndarray]] = []
+    first = int(state.step)
     unhealthy: set[str] = set()
     # tqdm's disable=None means "only on a terminal".
     with tqdm(total=num_steps, unit="update", disable=None if progress_bar is None else not progress_bar) as bar:
@@ -235,7 +256,7 @@ def fit(
             state = chunk.state
             bar.update(made)
             bar.set_postfix_str(_progress(history[-1]))
-            unhealthy |= _warn_of_new(_unhealthy(history[-1], start), unhealthy)
+            unhealthy |= _warn_of_new(_unhealthy(history[-1], first + start), unhealthy)
     return state, _joined(history)
 
 
@@ -261,7 +282,7 @@ def _run_chunk(
     """Up to ``wanted`` updates, stopping after the first that is not finite; ``made`` counts those before it."""
     num_rows = jax.tree.leaves(data)[0].shape[0]
     arrays, static = eqx.partition(state, eqx.is_array)
-    _, step_key = _keys(key)
+    data_key, step_key = jax.random.split(key)
 
     def update(arrays: PyTree, order: Array) -> tuple[PyTree, Metrics]:
         state = eqx.combine(arrays, static)
@@ -274,13 +295,13 @@ def _run_chunk(
         made, _, arrays, order, buffers = carry
         # A new epoch's shuffle is drawn when its first batch is due, not every update: sorting costs.
         is_new = arrays.step % (num_rows // batch_size) == 0
-        order = jax.lax.cond(is_new, lambda: _epoch_order(key, arrays.step, num_rows, batch_size), lambda: order)
+        order = jax.lax.cond(is_new, lambda: _epoch_order(data_key, arrays.step, num_rows, batch_size), lambda: order)
         arrays, metrics = update(arrays, order)
-        healthy = _is_finite((metrics["loss"], metrics["grad_norm"], arrays.potential, arrays.sampler))
+        healthy = _is_finite((metrics["loss"], metrics["grad_norm"])) & _is_healthy(eqx.combine(arrays, static))
         buffers = {name: values.at[made].set(metrics[name]) for name, values in buffers.items()}
         return made + healthy, healthy, arrays, order, buffers
 
-    order = _epoch_order(key, state.step, num_rows, batch_size)
+    order = _epoch_order(data_key, state.step, num_rows, batch_size)
     shapes = jax.eval_shape(lambda: update(arrays, order)[1])
     buffers = {name: jnp.zeros((buffer_size, *shape.shape), shape.dtype) for name, shape in shapes.items()}
     start = (jnp.zeros((), jnp.int32), jnp.ones((), bool), arrays, order, buffers)
@@ -288,16 +309,10 @@ def _run_chunk(
     return _Chunk(eqx.combine(arrays, static), made, buffers)
 
 
-def _keys(key: Key) -> tuple[Key, Key]:
-    """One stream for the shuffles, one for the updates."""
-    data_key, step_key = jax.random.split(key)
-    return data_key, step_key
-
-
-def _epoch_order(key: Key, step: Array, num_rows: int, batch_size: int) -> Array:
+def _epoch_order(data_key: Key, step: Array, num_rows: int, batch_size: int) -> Array:
     if batch_size == num_rows:
         return jnp.arange(num_rows)
-    return jax.random.permutation(jax.random.fold_in(_keys(key)[0], step // (num_rows // batch_size)), num_rows)
+    return jax.random.permutation(jax.random.fold_in(data_key, step // (num_rows // batch_size)), num_rows)
 
 
 def _take_batch(data: PyTree, order: Array, step: Array, batch_size: int) -> PyTree:
@@ -314,15 +329,36 @@ def _batch_rows(order: Array, step: Array, batch_size: int) -> Array:
 
 def _is_finite(tree: PyTree) -> Array:
     leaves = [leaf for leaf in jax.tree.leaves(tree) if eqx.is_inexact_array(leaf)]
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
+    return jnp.array([jnp.isfinite(leaf).all() for leaf in leaves], bool).all()
 
 
-def _check_data(potential: Potential, data: PyTree) -> PyTree:
+def _is_healthy(state: TrainState) -> Array:
+    """Finite parameters and chains. Constants of a potential may be infinite, and so may a dead particle's log weight."""
+    healthy = _is_finite(eqx.filter(state.potential, trainable(state.potential)))
+    if state.sampler is not None:
+        healthy &= _is_finite(state.sampler.position) & ~jnp.isnan(state.sampler.log_weight).any()
+    return healthy
+
+
+def _check_optimizer(state: TrainState, optimizer: optax.GradientTransformation) -> None:
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(f"optimizer: got {type(optimizer).__name__}, expected an optax.GradientTransformation.")
+    expected = jax.eval_shape(optimizer.init, eqx.filter(state.potential, trainable(state.potential)))
+    if jax.tree.structure(expected) != jax.tree.structure(state.optimizer_state):
+        raise ValueError("optimizer: got another one than the state was made with, expected that given to init_train.")
+
+
+def _check_data(state: TrainState, data: PyTree) -> PyTree:
     leaves, structure = jax.tree.flatten(data)
     if not leaves:
         raise ValueError("data: got no arrays, expected rows of shape (row, *event).")
-    support = getattr(potential, "support", None) if len(leaves) == 1 else None
-    leaves = [check_rows("data", leaf, support=support) for leaf in leaves]
+    if state.sampler is None:
+        # Rows are whatever a sampler-free objective makes of them, integer labels included.
+        leaves = [as_array("data", leaf) for leaf in leaves]
+        leaves = [check_rows("data", x) if jnp.issubdtype(x.dtype, jnp.inexact) or not x.size else x for x in leaves]
+    else:
+        support = getattr(state.potential, "support", None) if len(leaves) == 1 else None
+        leaves = [check_rows("data", leaf, support=support) for leaf in leaves]
     counts = sorted({leaf.shape[0] for leaf in leaves})
     if len(counts) > 1:
         raise ValueError(f"data: got arrays of {counts} rows, expected one number of rows.")
@@ -339,8 +375,7 @@ def _check_players(key: Key, state: TrainState, data: PyTree, target_acceptance:
         ours, theirs = (jax.tree.map(lambda x: x.shape[1:], rows) for rows in (data, state.sampler.position))
         if ours != theirs:
             raise ValueError(f"data: got event shape {ours}, expected that of the chains, {theirs}.")
-    _check_energy("data", state.potential, data, what="row")
-    if state.sampler is not None:
+        _check_energy("data", state.potential, data, what="row")
         _check_energy("sampler", state.potential, state.sampler.position, what="chain")
     if target_acceptance is None:
         return
@@ -349,7 +384,7 @@ def _check_players(key: Key, state: TrainState, data: PyTree, target_acceptance:
         raise ValueError("target_acceptance: got one with a state that has no sampler, expected None.")
     check_tunable_step(state.sampler)
     # One probing step: an unadjusted kernel has no acceptance, and following NaN would poison its step size.
-    _, info = advance(key, state.potential, state.sampler, 1)
+    _, info = advance(jax.random.clone(key), state.potential, state.sampler, 1)
     if bool(jnp.isnan(info.acceptance_rate).any()):
         raise ValueError("target_acceptance: got one with a kernel that has no accept step, expected None.")
 
@@ -358,10 +393,11 @@ def _unhealthy(metrics: dict[str, np.ndarray], start: int) -> dict[str, str]:
     """What the host must hear about one report's worth of updates, by kind."""
     found = {}
     where = f"updates {start} to {start + len(metrics['loss']) - 1}"
-    if "acceptance_rate" in metrics and (metrics["acceptance_rate"] < 1e-3).all():
+    if "frozen_fraction" in metrics and (metrics["frozen_fraction"] >= 0.5).all():
         found["frozen"] = (
-            f"{where}: the acceptance rate was zero, so the chains are frozen and the gradient is wrong. Use a smaller "
-            "step size, tune it with ebm_ppl.tune_step_size, or pass target_acceptance to fit."
+            f"{where}: {metrics['frozen_fraction'].mean():.0%} of the chains were frozen (acceptance rate zero), so the "
+            "gradient is wrong. Use a smaller step size, tune it with ebm_ppl.tune_step_size, or pass target_acceptance "
+            "to fit."
         )
     if "num_divergent" in metrics and metrics["num_divergent"].any():
         found["divergent"] = (
@@ -388,13 +424,14 @@ def _failure(
     """Find what failed by looking again, on the host, at the last good state."""
     num_rows = jax.tree.leaves(data)[0].shape[0]
     step = int(state.step)
-    rows = np.asarray(_batch_rows(_epoch_order(key, state.step, num_rows, batch_size), state.step, batch_size))
-    bad_rows = rows[~np.isfinite(map_energy(state.potential, jax.tree.map(lambda x: x[rows], data)))]
+    data_key, _ = jax.random.split(key)
+    rows = np.asarray(_batch_rows(_epoch_order(data_key, state.step, num_rows, batch_size), state.step, batch_size))
+    bad_rows = rows[_non_finite_rows(state.potential, jax.tree.map(lambda x: x[rows], data))]
     bad_chains = np.zeros(0, int)
     if state.sampler is not None:
         bad_chains = np.flatnonzero(~np.isfinite(map_energy(state.potential, state.sampler.position)))
-    parts = {"parameters": failed.potential, "chains": failed.sampler}
-    broken = [name for name, part in parts.items() if part is not None and not bool(_is_finite(part))]
+    parts = {"parameters": failed._replace(sampler=None), "chains": failed._replace(potential=())}
+    broken = [name for name, part in parts.items() if not bool(_is_healthy(part))]
     message = (
         f"update {step} produced a non-finite {' and '.join(broken) or 'loss or gradient'}; training stopped before it. "
         f"Batch rows with a non-finite energy: {bad_rows.tolist()[:10] or 'none'}; chains: "
@@ -403,6 +440,14 @@ def _failure(
         "(optax.clip_by_global_norm), an energy tilted by a base so that it cannot run away to minus infinity."
     )
     return TrainingFailure(message, step=step, state=state, rows=bad_rows, chains=bad_chains, history=history)
+
+
+def _non_finite_rows(potential: Potential, rows: PyTree) -> np.ndarray:
+    """Which rows have a non-finite energy; none where rows are not events of the potential, such as labelled data."""
+    try:
+        return ~np.isfinite(map_energy(potential, rows))
+    except (TypeError, ValueError, IndexError):
+        return np.zeros(jax.tree.leaves(rows)[0].shape[0], bool)
 
 
 def _joined(history: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -49,7 +49,10 @@ def test_no_gradient_reaches_a_base_or_an_inverse_temperature():
     marked = potentials.trainable(whole)
     assert sum(jax.tree.leaves(marked)) == len(jax.tree.leaves(eqx.filter(net, eqx.is_inexact_array)))
     gradient = eqx.filter_grad(lambda u: u(jnp.ones(2)))(whole)
-    assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradient.potential.base))
+    fixed = (gradient.potential.base, gradient.inverse_temperature)
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(fixed))
+    assert whole.support == base.support
+    assert potentials.add(quadratic, whole).support == base.support
 
 
 def test_adding_and_tempering_follow_their_formulas():

@@ -170,7 +170,7 @@ def test_changing_the_step_size_does_not_recompile():
     ("call", "error", "text"),
     [
         (lambda: ebm.init_sampler(jnp.zeros((0, 2)), kernels.mala(0.1)), ValueError, "position: got zero chains"),
-        (lambda: ebm.init_sampler(1.0, kernels.mala(0.1)), ValueError, "position: got no leading chain axis"),
+        (lambda: ebm.init_sampler(jnp.ones(()), kernels.mala(0.1)), ValueError, "position: got no leading chain axis"),
         (lambda: ebm.init_sampler(jnp.zeros((3, 2), int), kernels.mala(0.1)), TypeError, "position: got dtype int32"),
         (lambda: ebm.init_sampler(jnp.zeros((3, 2), jnp.bfloat16), kernels.mala(0.1)), TypeError, "got dtype bfloat16"),
         (lambda: ebm.init_sampler({"a": jnp.zeros(3), "b": jnp.zeros(4)}, kernels.mala(0.1)), ValueError, r"\[3, 4\]"),
@@ -191,12 +191,25 @@ def test_changing_the_step_size_does_not_recompile():
         (lambda: sampling.gather_chains(jax.random.key(0), good(), 4), ValueError, "num_chains: got 4"),
         (lambda: ebm.tune_step_size(jax.random.key(0), quadratic, good(), 1.0), ValueError, "target_acceptance: got 1.0"),
         (lambda: ebm.tune_step_size(jax.random.key(0), quadratic, unadjusted(), 0.6), ValueError, "acceptance rate is NaN"),
+        (lambda: adaptation.set_tunables(good(), step_size=-1.0), ValueError, "step_size: got -1.0"),
+        (lambda: ebm.tune_step_size(jax.random.key(0), lambda x: x[0] * jnp.nan, good()), ValueError, "not finite at 3"),
+        (lambda: ebm.init_sampler([[0.0]], kernels.mala(0.1)), TypeError, "position: got a Python number or a list"),
         (lambda: adaptation.set_tunables(good(), stepsize=0.1), ValueError, "stepsize: this kernel has no such tunable"),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused(call, error, text):
     with pytest.raises(error, match=text):
         call()
+
+
+def test_tuning_on_a_flat_energy_says_so(key):
+    with pytest.warns(RuntimeWarning, match="far from the target"):
+        ebm.tune_step_size(key, lambda x: 0.0 * x[0], good(), 0.6)
+
+
+def test_a_python_number_as_energy_and_a_numpy_scalar_as_step_size_work(key):
+    sampler = ebm.init_sampler(jnp.zeros((3, 2)), kernels.mala(np.float64(0.1)))
+    ebm.advance(key, lambda x: 2.0, sampler, 2)
 
 
 def good():

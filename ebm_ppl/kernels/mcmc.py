@@ -8,18 +8,20 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import blackjax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from blackjax.base import SamplingAlgorithm
 from blackjax.mcmc.diffusions import DiffusionState, overdamped_langevin
 from jax.tree_util import Partial
 
-from ebm_ppl.checks import check_count, check_positive
+from ebm_ppl.checks import check_count, check_positive, is_traced
 from ebm_ppl.types import Array, Event, Info, Kernel, Key, Potential, PyTree
 
 _REFUSED: dict[Any, str] = {
     blackjax.elliptical_slice.differentiable: "it reads the log density as a likelihood against a Gaussian prior of its "
     "own",
+    blackjax.mgrad_gaussian.differentiable: "it reads the log density as a likelihood against a Gaussian prior of its own",
     blackjax.orbital_hmc.differentiable: "its state is a weighted orbit, not a position",
     blackjax.sgld.differentiable: "it needs a stochastic gradient estimator, not a log density",
     blackjax.sghmc.differentiable: "it needs a stochastic gradient estimator, not a log density",
@@ -60,6 +62,8 @@ def from_blackjax(algorithm: Callable[..., SamplingAlgorithm], **parameters: Any
     build = algorithm.differentiable if isinstance(algorithm, blackjax.GenerateSamplingAPI) else algorithm
     if not callable(build):
         raise TypeError(f"algorithm: got {type(algorithm).__name__}, expected a BlackJAX sampler.")
+    if not isinstance(build, Hashable):
+        raise TypeError(f"algorithm: got {type(algorithm).__name__}, which is not a BlackJAX MCMC sampler.")
     if build in _REFUSED:
         raise TypeError(f"algorithm: this BlackJAX sampler cannot serve as a negative phase: {_REFUSED[build]}.")
     if build is blackjax.irmh.differentiable and parameters.get("proposal_logdensity_fn") is None:
@@ -68,14 +72,20 @@ def from_blackjax(algorithm: Callable[..., SamplingAlgorithm], **parameters: Any
             "pass the log density of the proposal."
         )
     if "step_size" in parameters:
-        parameters["step_size"] = check_positive("step_size", parameters["step_size"])
+        step_size = check_positive("step_size", parameters["step_size"])
+        if step_size.ndim:
+            raise ValueError(f"step_size: got shape {step_size.shape}, expected one number for all chains.")
+        parameters["step_size"] = step_size
     tunables, static = {}, []
     for name, value in sorted(parameters.items()):
-        if isinstance(value, bool | int | str) or callable(value):
+        is_function = callable(value) and not any(eqx.is_array(leaf) for leaf in jax.tree.leaves(value))
+        if isinstance(value, bool | int | str) or is_function:
             static.append((name, value))
         else:
             # The dtype spelled out: a weakly typed leaf would recompile when a strong one replaces it.
-            tunables[name] = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), value)
+            tunables[name] = jax.tree.map(
+                lambda x: jnp.asarray(x, jnp.result_type(x)) if eqx.is_array_like(x) else x, value
+            )
     return Partial(_Population(build, tuple(static)), **tunables)
 
 
@@ -91,9 +101,9 @@ class _Population:
             dtype = jnp.result_type(*jax.tree.leaves(position))
 
             def logdensity_fn(event: Event) -> Array:
-                return -potential(event).astype(dtype)
+                return -jnp.asarray(potential(event), dtype)
 
-            cast = jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tunables)
+            cast = jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, tunables)
             return self.build(logdensity_fn, **cast, **dict(self.static))
 
         def init_chain(position: Event, rng_key: Key) -> Any:
@@ -149,7 +159,8 @@ def mala(step_size: float | Array) -> Kernel:
             :func:`ebm_ppl.tune_step_size` finds it.
 
     Returns:
-        A kernel that leaves ``exp(-U)`` invariant. One gradient per step.
+        A kernel that leaves ``exp(-U)`` invariant. One gradient per step. A proposal with a NaN energy is rejected, and
+        not flagged: BlackJAX does not report it. HMC and NUTS flag such steps as divergent.
 
     Raises:
         ValueError: ``step_size`` is not finite and positive.
@@ -269,6 +280,12 @@ def _check_mass(inverse_mass_matrix: Array | None) -> Array | None:
         raise ValueError(f"inverse_mass_matrix: got shape {matrix.shape}, expected (d,) or (d, d).")
     if matrix.ndim == 1:
         check_positive("inverse_mass_matrix", matrix)
+    elif not is_traced(matrix):
+        # BlackJAX reads one triangle for the momenta and the whole matrix for the moves: were they different matrices,
+        # it would sample another law with a healthy acceptance rate.
+        is_symmetric = bool(jnp.allclose(matrix, matrix.T, rtol=1e-4, atol=1e-6 * jnp.abs(matrix).max()))
+        if not is_symmetric or not bool(jnp.isfinite(jnp.linalg.cholesky(matrix)).all()):
+            raise ValueError("inverse_mass_matrix: got a matrix that is not symmetric positive definite, expected one.")
     return matrix
 
 
@@ -279,10 +296,12 @@ def _with_default_mass(build: Callable[..., SamplingAlgorithm]) -> Callable[...,
         logdensity_fn: Callable[[Event], Array], inverse_mass_matrix: Array | None = None, **parameters: Any
     ) -> SamplingAlgorithm:
         def algorithm(position: Event) -> SamplingAlgorithm:
-            matrix = inverse_mass_matrix
+            matrix, leaves = inverse_mass_matrix, jax.tree.leaves(position)
+            size = sum(leaf.size for leaf in leaves)
             if matrix is None:
-                leaves = jax.tree.leaves(position)
-                matrix = jnp.ones(sum(leaf.size for leaf in leaves), jnp.result_type(*leaves))
+                matrix = jnp.ones(size, jnp.result_type(*leaves))
+            elif matrix.shape[0] != size:
+                raise ValueError(f"inverse_mass_matrix: got shape {matrix.shape} for events of {size} numbers.")
             return build(logdensity_fn, inverse_mass_matrix=matrix, **parameters)
 
         def init(position: Event, rng_key: Key | None = None) -> Any:

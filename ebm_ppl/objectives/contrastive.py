@@ -12,6 +12,9 @@ import jax.numpy as jnp
 from ebm_ppl.sampling import advance, check_probability, gather_chains, restart, scatter_chains
 from ebm_ppl.types import Array, Batch, Info, Key, Metrics, Potential, PyTree, SamplerState, Scalar
 
+FROZEN = 1e-3
+"""A chain whose acceptance rate over a whole phase is below this counts as frozen."""
+
 Restart = Callable[[Key, int], PyTree]
 """Fresh chain positions: a function ``(key, num_chains) -> (chain, *event)``, such as a draw of the base."""
 
@@ -33,8 +36,8 @@ def contrastive_divergence(
 
     Returns:
         ``(loss, (sampler, metrics))``. The loss is an energy gap, not a likelihood. Metrics: ``energy_data``,
-        ``energy_negative``, ``energy_gap``, ``energy_gap_error`` (standard error of the gap), ``acceptance_rate``,
-        ``num_divergent`` (chains).
+        ``energy_negative``, ``energy_gap``, ``energy_gap_error`` (standard error of the gap; NaN with one row or one
+        chain), ``acceptance_rate``, ``num_divergent`` (chains), ``frozen_fraction`` (chains with no chance to move).
 
     Raises:
         TypeError: ``sampler`` is not a sampler state or the energy is not real floating.
@@ -55,9 +58,11 @@ def contrastive_divergence(
     """
     _require_sampler(sampler)
     num_rows = jax.tree.leaves(batch)[0].shape[0]
+    if jax.tree.structure(batch) == jax.tree.structure(sampler.position):
+        batch = jax.tree.map(lambda row, chain: row.astype(chain.dtype), batch, sampler.position)
     start = SamplerState(batch, jnp.zeros(num_rows, sampler.log_weight.dtype), sampler.kernel)
     moved, info = advance(key, potential, start, num_steps)
-    loss, metrics = energy_gap(potential, batch, moved, info)
+    loss, metrics = energy_gap(potential, batch, moved, info, paired=True)
     return loss, (sampler, metrics)
 
 
@@ -129,7 +134,9 @@ def persistent_contrastive_divergence(
     return loss, (sampler, metrics)
 
 
-def energy_gap(potential: Potential, batch: Batch, negatives: SamplerState, info: Info) -> tuple[Scalar, Metrics]:
+def energy_gap(
+    potential: Potential, batch: Batch, negatives: SamplerState, info: Info, *, paired: bool = False
+) -> tuple[Scalar, Metrics]:
     """The contrastive loss ``mean U(batch) - sum_i w_i U(negative_i)`` and its metrics.
 
     Differentiable in the potential; the negatives and their weights ``w = softmax(log_weight)`` are constants.
@@ -139,6 +146,7 @@ def energy_gap(potential: Potential, batch: Batch, negatives: SamplerState, info
         batch: Rows ``(row, *event)``.
         negatives: Weighted negatives.
         info: Of the phase that made them.
+        paired: Negative ``i`` started at row ``i``, so the error of the gap is that of the mean difference.
 
     Returns:
         The loss and the metrics of :func:`contrastive_divergence`.
@@ -148,8 +156,12 @@ def energy_gap(potential: Potential, batch: Batch, negatives: SamplerState, info
     weight = jax.nn.softmax(jax.lax.stop_gradient(negatives.log_weight)).astype(negative.dtype)
     energy_data, energy_negative = data.mean(), jnp.sum(weight * negative)
     loss = energy_data - energy_negative
-    negative_variance = jnp.sum(weight * (negative - energy_negative) ** 2)
-    error = jnp.sqrt(data.var() / data.size + negative_variance * jnp.sum(weight**2))
+    if paired:
+        error = jnp.sqrt((data - negative).var(ddof=1) / data.size)
+    else:
+        concentration = jnp.sum(weight**2)  # one over the effective number of negatives
+        negative_variance = jnp.sum(weight * (negative - energy_negative) ** 2) / (1.0 - concentration)
+        error = jnp.sqrt(data.var(ddof=1) / data.size + negative_variance * concentration)
     metrics = {
         "energy_data": energy_data,
         "energy_negative": energy_negative,
@@ -157,6 +169,7 @@ def energy_gap(potential: Potential, batch: Batch, negatives: SamplerState, info
         "energy_gap_error": error,
         "acceptance_rate": info.acceptance_rate.mean(),
         "num_divergent": info.is_divergent.sum(),
+        "frozen_fraction": (info.acceptance_rate < FROZEN).mean(),
     }
     return loss, jax.lax.stop_gradient(metrics)
 

@@ -11,9 +11,26 @@ from ebm_ppl.types import Density, Event, Potential, PyTree, Scalar
 
 
 class Fixed(eqx.Module):
-    """A part of a potential that training must not move, such as the base distribution of a tilted energy."""
+    """A part of a potential that training must not move, such as the base distribution of a tilted energy.
 
-    value: Any
+    It is held taken apart, because some distributions (distrax's) cannot be rebuilt around the masks and placeholders
+    that optimizers put in the place of arrays.
+
+    Example:
+        >>> Fixed({"a": 1.0}).value
+        {'a': 1.0}
+    """
+
+    leaves: list[Any]
+    structure: Any = eqx.field(static=True)
+
+    def __init__(self, value: Any):
+        self.leaves, self.structure = jax.tree.flatten(value)
+
+    @property
+    def value(self) -> Any:
+        """The part itself."""
+        return jax.tree.unflatten(self.structure, self.leaves)
 
 
 def trainable(tree: PyTree) -> PyTree:
@@ -38,7 +55,7 @@ def trainable(tree: PyTree) -> PyTree:
     def mark(node: Any) -> Any:
         if isinstance(node, Fixed):
             return jax.tree.map(lambda _: False, node)
-        return eqx.is_inexact_array(node)
+        return eqx.is_inexact_array(node) and jnp.issubdtype(node.dtype, jnp.floating)
 
     return jax.tree.map(mark, tree, is_leaf=lambda node: isinstance(node, Fixed))
 
@@ -52,13 +69,20 @@ class Tilted(eqx.Module):
     def __call__(self, event: Event) -> Scalar:
         """``U(x) - log base(x)`` of one event."""
         # Only the base's own parameters are constants: its gradient in the event drives the sampler.
-        base = jax.tree.map(lambda x: jax.lax.stop_gradient(x) if eqx.is_array(x) else x, self.base.value)
-        return self.potential(event) - base.log_prob(event)
+        base = jax.tree.map(lambda x: jax.lax.stop_gradient(x) if eqx.is_array(x) else x, self.base).value
+        support = getattr(base, "support", None)
+        if support is None:
+            return self.potential(event) - base.log_prob(event)
+        # NumPyro's log_prob is finite outside the support of, say, a Uniform: chains would walk out with acceptance 1.
+        # An energy may be NaN out there, and 0 * NaN would leak into gradients, so it is evaluated elsewhere.
+        inside = support(event)
+        safe = jnp.where(inside, event, support.feasible_like(event))
+        return jnp.where(inside, self.potential(safe) - base.log_prob(safe), jnp.inf)
 
     @property
     def support(self) -> Any:
-        """Support of the base."""
-        return self.base.value.support
+        """Support of the base; ``None`` for a base that declares none, as distrax's do."""
+        return getattr(self.base.value, "support", None)
 
 
 def tilt(potential: Potential, base: Density) -> Tilted:
@@ -107,6 +131,11 @@ class Sum(eqx.Module):
 
     potentials: tuple[Potential, ...]
 
+    @property
+    def support(self) -> Any:
+        """The first support that one of the potentials declares, or ``None``; outside any of them the energy is inf."""
+        return next((s for u in self.potentials if (s := getattr(u, "support", None)) is not None), None)
+
     def __call__(self, event: Event) -> Scalar:
         """The sum of the energies at one event."""
         total = self.potentials[0](event)
@@ -141,10 +170,15 @@ class Tempered(eqx.Module):
     potential: Potential
     inverse_temperature: Fixed
 
+    @property
+    def support(self) -> Any:
+        """Support of the potential, or ``None``."""
+        return getattr(self.potential, "support", None)
+
     def __call__(self, event: Event) -> Scalar:
         """``beta U(x)`` of one event."""
         energy = jnp.asarray(self.potential(event))
-        return self.inverse_temperature.value.astype(energy.dtype) * energy
+        return jax.lax.stop_gradient(self.inverse_temperature.value).astype(energy.dtype) * energy
 
 
 def temper(potential: Potential, inverse_temperature: float | jax.Array) -> Tempered:

@@ -20,7 +20,7 @@ def _zeroed(head: eqx.nn.Linear) -> eqx.nn.Linear:
 
 
 def _event_shape(event_shape: int | Sequence[int]) -> tuple[int, ...]:
-    shape = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
+    shape = tuple(event_shape) if isinstance(event_shape, Sequence) else (event_shape,)
     return tuple(check_count("event_shape", size) for size in shape)
 
 
