@@ -15,7 +15,8 @@ import pytest
 import ebm_ppl as ebm
 from ebm_ppl import kernels, objectives, potentials
 from ebm_ppl.testing import t_test_chain_means
-from ebm_ppl.training import _run_chunk
+from ebm_ppl.training import loop
+from ebm_ppl.training.loop import _run_chunk
 
 
 class Quadratic(eqx.Module):
@@ -116,8 +117,8 @@ def test_the_host_hears_from_the_device_once_per_report(key, monkeypatch):
     state = ebm.init_train(quadratic_start(), optimizer, chains(32))
     objective = persistent(2)
     calls = []
-    real = ebm.training._run_chunk
-    monkeypatch.setattr(ebm.training, "_run_chunk", lambda *a, **k: calls.append(1) or real(*a, **k))
+    real = loop._run_chunk
+    monkeypatch.setattr(loop, "_run_chunk", lambda *a, **k: calls.append(1) or real(*a, **k))
     ebm.fit(key, state, data, objective, optimizer, num_steps=95, report_every=20)
     assert len(calls) == 5
     jaxpr = str(

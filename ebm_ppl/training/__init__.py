@@ -1,0 +1,6 @@
+"""The loop that plays the game between a potential and a sampler."""
+
+from ebm_ppl.training.loop import fit as fit
+from ebm_ppl.training.state import TrainState as TrainState
+from ebm_ppl.training.state import init_train as init_train
+from ebm_ppl.training.state import train_step as train_step

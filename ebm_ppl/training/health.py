@@ -1,0 +1,83 @@
+"""Numbers that must be finite, chains that must move, and what is said when they are not or do not."""
+
+import warnings
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ebm_ppl.checks import map_energy
+from ebm_ppl.errors import TrainingFailure
+from ebm_ppl.potentials import trainable
+from ebm_ppl.training.state import TrainState
+from ebm_ppl.types import Array, Potential, PyTree
+
+
+def is_finite(tree: PyTree) -> Array:
+    """Whether every floating leaf is finite."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if eqx.is_inexact_array(leaf)]
+    return jnp.array([jnp.isfinite(leaf).all() for leaf in leaves], bool).all()
+
+
+def is_healthy(state: TrainState) -> Array:
+    """Finite parameters and chains. Constants of a potential may be infinite, and so may a dead particle's log weight."""
+    healthy = is_finite(eqx.filter(state.potential, trainable(state.potential)))
+    if state.sampler is not None:
+        healthy &= is_finite(state.sampler.position) & ~jnp.isnan(state.sampler.log_weight).any()
+    return healthy
+
+
+def unhealthy(metrics: dict[str, np.ndarray], start: int) -> dict[str, str]:
+    """What the host must hear about one report's worth of updates, by kind."""
+    found = {}
+    where = f"updates {start} to {start + len(metrics['loss']) - 1}"
+    if "frozen_fraction" in metrics and (metrics["frozen_fraction"] >= 0.5).all():
+        found["frozen"] = (
+            f"{where}: {metrics['frozen_fraction'].mean():.0%} of the chains were frozen (acceptance rate zero), so the "
+            "gradient is wrong. Use a smaller step size, tune it with ebm_ppl.tune_step_size, or pass target_acceptance "
+            "to fit."
+        )
+    if "num_divergent" in metrics and metrics["num_divergent"].any():
+        found["divergent"] = (
+            f"{where}: {int(metrics['num_divergent'].sum())} chain phases diverged or became non-finite. Use a smaller "
+            "step size."
+        )
+    return found
+
+
+def warn_of_new(found: dict[str, str], known: set[str]) -> set[str]:
+    """Warn once of each kind, and return the kinds found."""
+    for kind in found.keys() - known:
+        warnings.warn(found[kind], RuntimeWarning, stacklevel=3)
+    return set(found)
+
+
+def training_failure(
+    state: TrainState, failed: TrainState, data: PyTree, rows: np.ndarray, history: dict[str, Any]
+) -> TrainingFailure:
+    """Find what failed by looking again, on the host, at the last good state and the ``rows`` of the failing update."""
+    step = int(state.step)
+    bad_rows = rows[_non_finite_rows(state.potential, jax.tree.map(lambda x: x[rows], data))]
+    bad_chains = np.zeros(0, int)
+    if state.sampler is not None:
+        bad_chains = np.flatnonzero(~np.isfinite(map_energy(state.potential, state.sampler.position)))
+    parts = {"parameters": failed._replace(sampler=None), "chains": failed._replace(potential=())}
+    broken = [name for name, part in parts.items() if not bool(is_healthy(part))]
+    message = (
+        f"update {step} produced a non-finite {' and '.join(broken) or 'loss or gradient'}; training stopped before it. "
+        f"Batch rows with a non-finite energy: {bad_rows.tolist()[:10] or 'none'}; chains: "
+        f"{bad_chains.tolist()[:10] or 'none'}. "
+        "The last good state is in `.state`. Usual remedies: a smaller learning rate or step size, gradient clipping "
+        "(optax.clip_by_global_norm), an energy tilted by a base so that it cannot run away to minus infinity."
+    )
+    return TrainingFailure(message, step=step, state=state, rows=bad_rows, chains=bad_chains, history=history)
+
+
+def _non_finite_rows(potential: Potential, rows: PyTree) -> np.ndarray:
+    """Which rows have a non-finite energy; none where rows are not events of the potential, such as labelled data."""
+    try:
+        return ~np.isfinite(map_energy(potential, rows))
+    except (TypeError, ValueError, IndexError):
+        return np.zeros(jax.tree.leaves(rows)[0].shape[0], bool)
