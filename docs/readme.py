@@ -14,6 +14,9 @@ TOCTREE = """```{toctree}
 
 generated/tutorials/*
 ```"""
+PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
+"""Files of the repository that are pages of their own."""
+
 LINK = re.compile(r"(!?)\[([^\]]*)\]\((?![a-z]+:|#)([^)\s]+)\)")
 
 
@@ -23,7 +26,9 @@ def _relink(match: re.Match) -> str:
     path, _, anchor = target.partition("#")
     if (ROOT / path).is_dir():
         return text
-    if path.startswith("tutorials/") and path.endswith(".ipynb"):
+    if path in PAGES:
+        path = PAGES[path]
+    elif path.startswith("tutorials/") and path.endswith(".ipynb"):
         path = f"generated/{path}"
     else:
         path = path.removeprefix("docs/") if path.startswith("docs/") else f"../{path}"
