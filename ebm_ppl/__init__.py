@@ -5,7 +5,7 @@ an objective, the loop that plays the game, or a reader of its results.
 """
 
 import importlib
-from typing import Any
+from typing import Any as _Any
 
 from ebm_ppl import adaptation as adaptation
 from ebm_ppl import handlers as handlers
@@ -34,7 +34,7 @@ __version__ = "0.1.0"
 _ON_USE = ("diagnostics", "plots", "targets", "testing")
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> _Any:
     if name in _ON_USE:
         return importlib.import_module(f"ebm_ppl.{name}")
     raise AttributeError(f"module 'ebm_ppl' has no attribute {name!r}")
