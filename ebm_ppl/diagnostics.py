@@ -96,6 +96,8 @@ def to_datatree(
     if history is not None:
         training = {name: np.asarray(values) for name, values in history.items()}
         tree["training"] = from_dict({"training": training}, sample_dims=["step"])["training"]
+        # ArviZ 1.x notes the dimension as a list of one, which a netCDF file gives back as a string.
+        tree["training"].attrs["sample_dims"] = "step"
     if posterior is not None:
         numpyro_tree = arviz_base.from_numpyro(posterior)
         for name, group in numpyro_tree.children.items():

@@ -136,7 +136,7 @@ def rank(
         A matplotlib figure.
 
     Raises:
-        ValueError: the tree has no such group, or fewer than one chain is asked for.
+        ValueError: the tree has no such group, or there are fewer than two chains to compare.
 
     Example:
         >>> import jax, jax.numpy as jnp, ebm_ppl as ebm
@@ -147,7 +147,9 @@ def rank(
     if group not in tree.children:
         raise ValueError(f"group: got {group!r}, expected one of {sorted(tree.children)}.")
     total = tree[group].sizes["chain"]
-    shown = min(check_count("num_chains", num_chains), total)
+    shown = min(check_count("num_chains", num_chains, minimum=2), total)
+    if total < 2:
+        raise ValueError(f"tree: got {total} chain, expected at least 2; ranks compare chains.")
     chosen = np.unique(np.linspace(0, total - 1, shown).astype(int))
     few = xr.DataTree.from_dict({group: tree[group].to_dataset().isel(chain=chosen)})
     collection = arviz_plots.plot_rank(few, group=group, var_names=var_names, backend="matplotlib")

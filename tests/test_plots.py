@@ -3,6 +3,7 @@
 import matplotlib.image
 import numpy as np
 import pytest
+import xarray as xr
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
@@ -106,7 +107,7 @@ def test_inpainting_without_rows_is_refused():
         plots.inpainting(stack(2), stack(2), {})
 
 
-@pytest.mark.parametrize(("num_chains", "shown"), [(8, 8), (1, 1), (100, 32)])
+@pytest.mark.parametrize(("num_chains", "shown"), [(8, 8), (2, 2), (100, 32)])
 def test_rank_shows_a_few_chains_spread_over_all(tree, num_chains, shown):
     figure = plots.rank(tree, num_chains=num_chains)
     assert isinstance(figure, Figure)
@@ -124,8 +125,12 @@ def test_rank_refuses_what_the_tree_does_not_have(tree):
         plots.rank(tree, group="posterior")
     with pytest.raises(KeyError, match="energy"):
         plots.rank(tree, var_names="energy")
-    with pytest.raises(ValueError, match="num_chains: got 0"):
-        plots.rank(tree, num_chains=0)
+    for num_chains in (0, 1):
+        with pytest.raises(ValueError, match=f"num_chains: got {num_chains}"):
+            plots.rank(tree, num_chains=num_chains)
+    one = xr.DataTree.from_dict({"negative_phase_stats": tree["negative_phase_stats"].to_dataset().isel(chain=[0])})
+    with pytest.raises(ValueError, match="tree: got 1 chain"):
+        plots.rank(one)
 
 
 def test_no_figure_stays_open(tree):
