@@ -8,9 +8,6 @@ import importlib
 from typing import Any as _Any
 
 from ebm_ppl import adaptation as adaptation
-from ebm_ppl import handlers as handlers
-from ebm_ppl import kernels as kernels
-from ebm_ppl import objectives as objectives
 from ebm_ppl import potentials as potentials
 from ebm_ppl.adaptation import tune_step_size as tune_step_size
 from ebm_ppl.distributions import EBM as EBM
@@ -30,8 +27,9 @@ from ebm_ppl.types import SamplerState as SamplerState
 
 __version__ = "0.1.0"
 
-# These load arviz, distrax or matplotlib, which together cost more than the rest of the package, so they load on use.
-_ON_USE = ("diagnostics", "plots", "targets", "testing")
+# Loaded on use: arviz and matplotlib cost more than the rest of the package together, and the other modules too add to
+# the price of the import (`make bench` measures it).
+_ON_USE = ("diagnostics", "handlers", "kernels", "objectives", "plots", "targets", "testing")
 
 
 def __getattr__(name: str) -> _Any:
