@@ -22,7 +22,7 @@ from ebm_ppl.potentials import trainable
 from ebm_ppl.sampling import advance
 from ebm_ppl.training.batches import batch_rows, epoch_order, take_batch
 from ebm_ppl.training.health import is_finite, is_healthy, training_failure, unhealthy, warn_of_new
-from ebm_ppl.training.state import TrainState, check_energy, train_step
+from ebm_ppl.training.state import TrainState, check_energy, check_optimizer, train_step
 from ebm_ppl.types import Array, Key, Metrics, Objective, PyTree
 
 
@@ -188,8 +188,7 @@ def _run_chunk(
 
 
 def _check_optimizer(state: TrainState, optimizer: optax.GradientTransformation) -> None:
-    if not isinstance(optimizer, optax.GradientTransformation):
-        raise TypeError(f"optimizer: got {type(optimizer).__name__}, expected an optax.GradientTransformation.")
+    check_optimizer(optimizer)
     expected = jax.eval_shape(optimizer.init, eqx.filter(state.potential, trainable(state.potential)))
     if jax.tree.structure(expected) != jax.tree.structure(state.optimizer_state):
         raise ValueError("optimizer: got another one than the state was made with, expected that given to init_train.")

@@ -56,8 +56,7 @@ def init_train(
         >>> int(init_train(net, optax.adam(1e-3)).step)
         0
     """
-    if not isinstance(optimizer, optax.GradientTransformation):
-        raise TypeError(f"optimizer: got {type(optimizer).__name__}, expected an optax.GradientTransformation.")
+    check_optimizer(optimizer)
     if not callable(potential):
         raise TypeError(f"potential: got {type(potential).__name__}, expected a callable energy of one event.")
     check_precision("potential", potential)
@@ -70,6 +69,16 @@ def init_train(
     if sampler is not None:
         check_energy("potential", potential, sampler.position, what="chain")
     return TrainState(potential, sampler, optimizer.init(parameters), jnp.zeros((), jnp.int32), None)
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """An optax transformation.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(f"optimizer: got {type(optimizer).__name__}, expected an optax.GradientTransformation.")
 
 
 def check_energy(name: str, potential: Potential, rows: PyTree, *, what: str) -> None:
