@@ -4,6 +4,9 @@ The object refuses to give a normalised log density until log Z is accounted for
 healthy and be wrong, so silence is not an option; :mod:`ebm_ppl.handlers` applies a policy that makes it right.
 """
 
+import copy
+import functools
+import math
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -11,16 +14,27 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jax.tree_util import Partial
 from jax.typing import ArrayLike
-from numpyro.distributions import constraints
+from numpyro.distributions import biject_to, constraints
+from numpyro.distributions.batch_util import promote_batch_shape, vmap_over
 
 from ebm_ppl.checks import check_potential
 from ebm_ppl.errors import UnknownNormalizerError
-from ebm_ppl.types import Array, Key, Potential, PyTree, Scalar
+from ebm_ppl.named_fields import named, unnamed
+from ebm_ppl.rows import RowPotential
+from ebm_ppl.supports import movable
+from ebm_ppl.types import Array, Event, Key, Potential, PyTree, Scalar
 
 Simulator = Callable[[Key, Potential, int], PyTree]
-"""Approximate simulation of an EBM: ``(key, potential, num_samples) -> (num_samples, *event)``, each draw from its own
-independent chain. The potential it receives includes the base."""
+"""Simulation of one row of an EBM: ``(key, potential, num_samples) -> (num_samples, *event)``, independent draws (each from
+its own chain). The potential it receives is a :class:`RowPotential`: it includes the base. A simulator that has a method
+``simulate`` with the same arguments, returning the draws and a dictionary of ``(num_samples,)`` diagnostics, is asked for
+them where NumPyro can carry them."""
+
+VALUE_KINDS = frozenset({"exact", "estimate", "surrogate"})
+"""The normaliser policies under which ``log_prob`` is a log density, up to the error they state; under the others only
+its gradient, or its differences, mean something."""
 
 
 class _Static:
@@ -50,9 +64,10 @@ class EBM(dist.Distribution):
             ``dist.ImproperUniform(support, (), event_shape)`` for an energy that carries the whole density.
         condition: One condition per row, arrays with a leading row axis; the EBM then has ``batch_shape == (row,)`` and
             one normaliser per row.
-        log_normalizer: ``log Z`` where it is known, broadcastable to ``batch_shape``. Usually left ``None`` and supplied
-            by a handler such as :func:`ebm_ppl.handlers.constant_normalizer`.
-        sampler: Approximate simulator for ``sample``; without one ``sample`` raises ``NotImplementedError``.
+        log_normalizer: ``log Z`` where it is known, broadcastable to ``batch_shape``: a number, or a result of
+            :mod:`ebm_ppl.normalizer`, which brings its error along. Usually left ``None`` and supplied by a handler such
+            as :func:`ebm_ppl.handlers.constant_normalizer`.
+        sampler: A :data:`Simulator` for ``sample``; without one ``sample`` raises ``NotImplementedError``.
 
     Raises:
         TypeError: the energy is not a real floating one, has 64-bit parameters in a 32-bit session, or ``base`` is not a
@@ -75,8 +90,8 @@ class EBM(dist.Distribution):
     """
 
     arg_constraints = {}
-    pytree_data_fields = ("_parameters", "base", "condition", "log_normalizer")
-    pytree_aux_fields = ("_structure", "normalizer_kind")
+    pytree_data_fields = ("_parameters", "base", "condition", "log_normalizer", "log_normalizer_error")
+    pytree_aux_fields = ("_structure", "_shapes", "normalizer_kind")
     has_enumerate_support = False
 
     def __init__(
@@ -85,7 +100,7 @@ class EBM(dist.Distribution):
         base: dist.Distribution,
         *,
         condition: PyTree | None = None,
-        log_normalizer: ArrayLike | None = None,
+        log_normalizer: Any = None,
         sampler: Simulator | None = None,
         validate_args: bool | None = None,
     ):
@@ -96,45 +111,60 @@ class EBM(dist.Distribution):
                 "base: got an EBM whose log Z is unknown, expected a normalised distribution. Add the two energies with "
                 "ebm_ppl.potentials.add."
             )
-        batch_shape = base.batch_shape
-        one_condition: tuple[PyTree, ...] = ()
+        if type(potential) is functools.partial:
+            # What flax_module returns. As a Partial its arrays are leaves, and cross jit and vmap.
+            potential = Partial(potential.func, *potential.args, **potential.keywords)
+        batch_shape, one_condition = base.batch_shape, ()
         if condition is not None:
             condition = jax.tree.map(jnp.asarray, condition)
-            rows = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(condition)}
-            if len(rows) != 1 or not rows.isdisjoint({(), (0,)}):
-                raise ValueError(
-                    f"condition: got leading axes {sorted(rows)}, expected one row axis shared by all its arrays."
-                )
-            (row_shape,) = rows
-            try:
-                batch_shape = jnp.broadcast_shapes(batch_shape, row_shape)
-            except ValueError as error:
-                raise ValueError(
-                    f"condition: got {row_shape[0]} rows, expected a number that broadcasts with the batch shape "
-                    f"{base.batch_shape} of the base."
-                ) from error
+            batch_shape = _rows_of(condition, batch_shape)
             one_condition = (jax.tree.map(lambda c: c[0], condition),)
         event = jax.ShapeDtypeStruct(base.event_shape, _event_dtype(base))
         check_potential(potential, event, arguments=one_condition)
         # A Distribution crosses jit as a pytree whose leaves must be arrays, while modules also hold functions.
         self._parameters, structure = eqx.partition((potential, sampler), eqx.is_array)
         self._structure = _Static(structure)
+        self._shapes = tuple(leaf.shape for leaf in jax.tree.leaves(self._parameters))
         self.base = base
         self.condition = condition
-        if log_normalizer is not None:
-            log_normalizer = jnp.asarray(log_normalizer)
-            try:
-                fits = jnp.broadcast_shapes(jnp.shape(log_normalizer), batch_shape) == batch_shape
-            except ValueError:
-                fits = False
-            if not fits:
-                raise ValueError(
-                    f"log_normalizer: got shape {jnp.shape(log_normalizer)}, expected one that broadcasts to the batch "
-                    f"shape {batch_shape}."
-                )
-        self.log_normalizer = log_normalizer
-        self.normalizer_kind = None if log_normalizer is None else "exact"
         super().__init__(batch_shape, base.event_shape, validate_args=validate_args)
+        self.log_normalizer, self.log_normalizer_error, self.normalizer_kind = None, None, None
+        if log_normalizer is not None:
+            self._set_normalizer(log_normalizer, "exact")
+
+    def _set_normalizer(self, log_normalizer: Any, kind: str) -> None:
+        value = jnp.asarray(getattr(log_normalizer, "value", log_normalizer))
+        error = jnp.asarray(getattr(log_normalizer, "standard_error", 0.0))
+        try:
+            fits = jnp.broadcast_shapes(value.shape, self.batch_shape) == self.batch_shape
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ValueError(
+                f"log_normalizer: got shape {value.shape}, expected one that broadcasts to the batch shape "
+                f"{self.batch_shape}."
+            )
+        self.log_normalizer, self.log_normalizer_error, self.normalizer_kind = value, error, kind
+
+    def tree_flatten(self) -> tuple[tuple, tuple]:
+        """Named children in one order, whatever ``PYTHONHASHSEED`` is."""
+        children = {name: self.__dict__.get(name) for name in EBM.pytree_data_fields}
+        static = (self._structure, self._shapes, self.normalizer_kind)
+        shapes = (self._batch_shape, self._event_shape, self.__dict__.get("_validate_args"))
+        return ({**children, "base": named(children["base"])},), (static, shapes)
+
+    @classmethod
+    def tree_unflatten(cls, aux_data: tuple, params: tuple) -> "EBM":
+        """Rebuild without checks: the children may be masks, axes or placeholders."""
+        (structure, recorded, kind), (batch_shape, event_shape, validate_args) = aux_data
+        new = cls.__new__(cls)
+        for name, value in params[0].items():
+            setattr(new, name, unnamed(value) if name == "base" else value)
+        new._structure, new._shapes, new.normalizer_kind = structure, recorded, kind
+        new._batch_shape, new._event_shape = batch_shape, event_shape
+        if validate_args is not None:
+            new._validate_args = validate_args
+        return new
 
     @property
     def potential(self) -> Callable[..., Scalar]:
@@ -143,13 +173,33 @@ class EBM(dist.Distribution):
 
     @property
     def sampler(self) -> Simulator | None:
-        """The approximate simulator behind ``sample``."""
+        """The simulator behind ``sample``."""
         return eqx.combine(self._parameters, self._structure.value)[1]
 
     @property
     def support(self) -> Any:  # NumPyro declares a class attribute; its constraints have no common type
-        """Support of the base; it drives NumPyro's transforms."""
-        return self.base.support
+        """Support of the base; it drives NumPyro's transforms. Circle and sphere get transforms that chains can use."""
+        return movable(self.base.support)
+
+    @property
+    def transform(self) -> Any:
+        """NumPyro's transform from unconstrained space onto the support.
+
+        Raises:
+            TypeError: the support is discrete, or NumPyro has no transform for it.
+        """
+        try:
+            return biject_to(self.support)
+        except NotImplementedError as error:
+            if self.support.is_discrete:
+                raise TypeError(
+                    f"EBM: got the discrete support {self.support}, on which gradient kernels (MALA, HMC, NUTS) cannot "
+                    "move. Where its states can be enumerated use ebm_ppl.handlers.exact_normalizer; otherwise a discrete "
+                    "kernel such as Gibbs or Gibbs-with-gradients, or attach one as EBM(..., sampler=...)."
+                ) from error
+            raise TypeError(
+                f"EBM: got the support {self.support}, for which NumPyro has no transform from unconstrained space."
+            ) from error
 
     @property
     def has_rsample(self) -> bool:
@@ -165,12 +215,17 @@ class EBM(dist.Distribution):
         value = jnp.asarray(value)
         lead = self._check_value(value)
         value = jnp.broadcast_to(value, lead + self.event_shape)
+        inside, safe = self.inside(value)
+        log_prob = self.base.log_prob(safe) - self._energies(safe, lead)
+        return jnp.where(inside, log_prob, -jnp.inf)
+
+    def inside(self, value: Array) -> tuple[Array, Array]:
+        """Which events lie in the support, and the events with the others replaced by feasible ones."""
+        lead = value.shape[: value.ndim - self.event_dim]
         inside = jnp.broadcast_to(self.support(value), lead)
         # An energy may be NaN outside its support, and 0 * NaN would leak into gradients: evaluate elsewhere.
         mask = inside.reshape(lead + (1,) * self.event_dim)
-        safe = jnp.where(mask, value, self.support.feasible_like(value))
-        log_prob = self.base.log_prob(safe) - self._energies(safe, lead)
-        return jnp.where(inside, log_prob, -jnp.inf)
+        return inside, jnp.where(mask, value, self.support.feasible_like(value))
 
     def _check_value(self, value: Array) -> tuple[int, ...]:
         split = value.ndim - self.event_dim
@@ -207,35 +262,69 @@ class EBM(dist.Distribution):
             raise UnknownNormalizerError(
                 "EBM.log_prob needs log Z, which nobody has accounted for. Where the parameters of the energy are fixed, "
                 "wrap the model in ebm_ppl.handlers.constant_normalizer(model); where log Z is known, pass "
-                "log_normalizer=...; to train the energy, use ebm_ppl.fit. unnormalized_log_prob always works."
+                "log_normalizer=..., and where it can be summed or integrated, wrap in exact_normalizer(model); to train "
+                "the energy, use ebm_ppl.fit, or negative_phase(model) with NumPyro's SVI; for a posterior over its "
+                "parameters, ebm_ppl.infer.Exchange. check_model(model) says which applies. unnormalized_log_prob always "
+                "works."
             )
         return self.unnormalized_log_prob(value) - self.log_normalizer
 
     def sample(self, key: Key | None, sample_shape: tuple[int, ...] = ()) -> Array:
-        """Approximate draws, each the end of an independent chain.
+        """Draws ``sample_shape + batch_shape + event_shape`` from the attached sampler, all independent of each other.
 
         Raises:
             NotImplementedError: no sampler is attached. (NumPyro's initialisation relies on exactly this type.)
         """
-        if self.sampler is None or key is None:
-            raise NotImplementedError(
-                "EBM.sample: no sampler attached. Pass EBM(..., sampler=function) with a function "
-                "(key, potential, num_samples) -> samples."
-            )
-        if self.condition is not None or self.base.batch_shape != ():
-            raise NotImplementedError("EBM.sample: simulation with one normaliser per row is not available.")
-        num_samples = 1
-        for size in sample_shape:
-            num_samples *= size
-        samples = self.sampler(key, lambda event: -self.unnormalized_log_prob(event), num_samples)
-        return jax.lax.stop_gradient(samples).reshape(*sample_shape, *self.event_shape)
+        return self.sample_with_intermediates(key, sample_shape)[0]
 
-    def with_normalizer(self, log_normalizer: ArrayLike, kind: str) -> "EBM":
-        """The same EBM under a normaliser policy; ``kind`` names the policy."""
-        new = EBM(
-            self.potential, self.base, condition=self.condition, log_normalizer=log_normalizer, sampler=self.sampler
-        )
-        new.normalizer_kind = kind
+    def sample_with_intermediates(
+        self, key: Key | None, sample_shape: tuple[int, ...] = ()
+    ) -> tuple[Array, list[dict[str, Array]]]:
+        """As :meth:`sample`, with the diagnostics of the simulation where the sampler gives any.
+
+        Returns:
+            The draws, and a list that is empty or holds one dictionary of arrays ``sample_shape + batch_shape``.
+        """
+        sampler = self.sampler
+        if sampler is None or key is None:
+            raise NotImplementedError(
+                "EBM.sample: no sampler attached. Wrap the model in ebm_ppl.handlers.simulate(model, kernel=...), or pass "
+                "EBM(..., sampler=function) with a function (key, potential, num_samples) -> samples."
+            )
+        num_samples = math.prod(sample_shape)
+        has_diagnostics = callable(getattr(sampler, "simulate", None))
+        run: Any = getattr(sampler, "simulate") if has_diagnostics else sampler  # noqa: B009
+
+        def simulate_row(key: Key, row: Array) -> tuple[Array, dict[str, Array]]:
+            drawn = run(key, RowPotential(self, row), num_samples)
+            return drawn if has_diagnostics else (drawn, {})
+
+        if self.batch_shape:
+            num_rows = math.prod(self.batch_shape)
+            drawn, info = jax.vmap(simulate_row, out_axes=1)(jax.random.split(key, num_rows), jnp.arange(num_rows))
+        else:
+            drawn, info = simulate_row(key, jnp.zeros((), int))
+        lead = sample_shape + self.batch_shape
+        samples = jax.lax.stop_gradient(drawn).reshape(lead + self.event_shape)
+        return samples, [{name: value.reshape(lead) for name, value in info.items()}] if info else []
+
+    def with_normalizer(self, log_normalizer: Any, kind: str) -> "EBM":
+        """The same EBM under a normaliser policy.
+
+        Args:
+            log_normalizer: As for the constructor.
+            kind: The policy: ``"exact"``, ``"constant"``, ``"gradient"``, ``"estimate"`` or ``"surrogate"``.
+        """
+        new = copy.copy(self)
+        new._set_normalizer(log_normalizer, kind)
+        return new
+
+    def with_sampler(self, sampler: Simulator | None) -> "EBM":
+        """The same EBM with another simulator attached."""
+        new = copy.copy(self)
+        new._parameters, structure = eqx.partition((self.potential, sampler), eqx.is_array)
+        new._structure = _Static(structure)
+        new._shapes = tuple(leaf.shape for leaf in jax.tree.leaves(new._parameters))
         return new
 
     def __repr__(self) -> str:
@@ -246,6 +335,20 @@ class EBM(dist.Distribution):
             f"EBM(potential={name}, base={type(self.base).__name__}, batch_shape={self.batch_shape}, "
             f"event_shape={self.event_shape}, log Z {kind} with respect to {_reference_measure(self.base)})"
         )
+
+
+def _rows_of(condition: PyTree, batch_shape: tuple[int, ...]) -> tuple[int, ...]:
+    rows = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(condition)}
+    if len(rows) != 1 or not rows.isdisjoint({(), (0,)}):
+        raise ValueError(f"condition: got leading axes {sorted(rows)}, expected one row axis shared by all its arrays.")
+    (row_shape,) = rows
+    try:
+        return jnp.broadcast_shapes(batch_shape, row_shape)
+    except ValueError as error:
+        raise ValueError(
+            f"condition: got {row_shape[0]} rows, expected a number that broadcasts with the batch shape {batch_shape} "
+            "of the base."
+        ) from error
 
 
 def _event_dtype(base: dist.Distribution) -> Any:
@@ -288,3 +391,61 @@ def find_ebms(distribution: dist.Distribution) -> list[EBM]:
 def map_ebms(function: Callable[[EBM], EBM], distribution: dist.Distribution) -> dist.Distribution:
     """Rewrite every EBM in a distribution, under whatever wrappers it sits."""
     return jax.tree.map(lambda node: function(node) if is_ebm(node) else node, distribution, is_leaf=is_ebm)
+
+
+# NumPyro annotates these generic functions by their fallbacks, which return nothing.
+_promotes: Any = promote_batch_shape
+_maps: Any = vmap_over
+
+
+class _ParametersAsCondition(eqx.Module):
+    """A potential whose parameters differ from row to row: they arrive with the condition."""
+
+    structure: _Static = eqx.field(static=True)
+
+    def __call__(self, event: Event, condition: tuple[PyTree, tuple]) -> Scalar:
+        parameters, rest = condition
+        return eqx.combine(parameters, self.structure.value)[0](event, *rest)
+
+
+@_promotes.register
+def _promote_batch_shape(ebm: EBM) -> EBM:
+    """An EBM that was built under ``vmap`` and left it with one row axis on every leaf."""
+    base = _promotes(ebm.base)
+    parameters = jax.tree.leaves(ebm._parameters)
+    lead = [leaf.shape[: leaf.ndim - len(shape)] for leaf, shape in zip(parameters, ebm._shapes, strict=True)]
+    lead.append(base.batch_shape[: len(base.batch_shape) - len(ebm.base.batch_shape)])
+    if ebm.log_normalizer is not None:
+        lead.append(ebm.log_normalizer.shape[: max(ebm.log_normalizer.ndim - len(ebm.batch_shape), 0)])
+    rows = jnp.broadcast_shapes(*lead)
+    if not rows:
+        return ebm
+    if len(rows) > 1 or ebm.batch_shape or ebm.condition is not None:
+        raise NotImplementedError(
+            f"EBM: got row axes {rows} from vmap on top of the batch shape {ebm.batch_shape}, expected one row axis. "
+            "Give the rows of both as the condition of one EBM."
+        )
+    condition = (ebm._parameters, ()) if parameters else None
+    new = EBM(
+        _ParametersAsCondition(ebm._structure) if parameters else ebm.potential,
+        base,
+        condition=condition,
+        sampler=ebm.sampler,
+    )
+    if ebm.log_normalizer is not None:
+        new._set_normalizer(ebm.log_normalizer, ebm.normalizer_kind)
+    return new
+
+
+@_maps.register
+def _vmap_over(
+    ebm: EBM,
+    potential: int | None = None,
+    base: Any = None,
+    condition: int | None = None,
+    log_normalizer: int | None = None,
+) -> Any:
+    axes: Any = copy.copy(ebm)
+    axes._parameters, axes.base, axes.condition = potential, base, condition
+    axes.log_normalizer, axes.log_normalizer_error = log_normalizer, None
+    return axes

@@ -13,6 +13,7 @@ from jax.tree_util import Partial
 from numpyro.distributions import constraints, transforms
 
 import ebm_ppl as ebm
+from ebm_ppl.chains import ChainSimulator
 from ebm_ppl.distributions import find_ebms, map_ebms
 from ebm_ppl.testing import cdf_test, t_test_chain_means
 
@@ -583,7 +584,52 @@ def test_no_gradient_flows_through_the_sampler():
     assert float(jax.grad(mean_draw)(0.3)) == 0.0
 
 
-def test_conditional_simulation_is_refused():
-    site = ebm.EBM(heteroscedastic, improper(), condition=jnp.zeros(7), sampler=simulate)
-    with pytest.raises(NotImplementedError, match="one normaliser per row"):
-        site.sample(jax.random.key(0))
+def test_every_row_is_simulated_under_its_own_condition(key):
+    """Each row's draws follow that row's law, one fresh chain per draw."""
+    c = jnp.array([-1.0, 0.2, 1.0])
+    exact = dist.Normal(WEIGHT * c, jnp.exp(-(LEVEL + GROWTH * c) / 2))
+    site = ebm.EBM(
+        heteroscedastic, improper(), condition=c, sampler=ChainSimulator(ebm.kernels.mala(step_size=0.2), 150)
+    )
+    draws = np.asarray(jax.jit(lambda key: site.sample(key, (3000,)))(key))
+    assert draws.shape == (3000, 3)
+    for row in range(3):
+        law = scipy.stats.norm(float(exact.loc[row]), float(exact.scale[row]))
+        cdf_test(draws[:, row], law.cdf, name=f"row {row}").raise_if_failed()
+    assert site.expand([5, 3]).sample(key, (2,)).shape == (2, 5, 3)
+
+
+SIMULATED = {
+    "positive": (ebm.EBM(gamma_energy, improper(constraints.positive)), scipy.stats.gamma(3.0, scale=0.5).cdf),
+    "interval with a row of bounds": (
+        ebm.EBM(quadratic, dist.Uniform(jnp.array([-1.0, 0.0]), jnp.array([2.0, 1.0]))),
+        scipy.stats.truncnorm(-1.0, 2.0).cdf,
+    ),
+    "circle": (
+        ebm.EBM(lambda x: 4.0 * jnp.cos(x), improper(constraints.circular)),  # von Mises, mode at pi
+        lambda x: np.where(
+            x < 0, scipy.stats.vonmises(4.0).cdf(x + np.pi) - 0.5, scipy.stats.vonmises(4.0).cdf(x - np.pi) + 0.5
+        ),
+    ),
+    "sphere": (
+        ebm.EBM(
+            lambda u: -5.0 * u[0], improper(constraints.sphere, (3,))
+        ),  # the first coordinate has an exponential law
+        lambda u: np.expm1(5.0 * (u + 1.0)) / np.expm1(10.0),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SIMULATED)
+def test_chains_on_constrained_supports_follow_the_law(name, key):
+    site, cdf = SIMULATED[name]
+    site = site.with_sampler(ChainSimulator(ebm.kernels.mala(step_size=0.25), 120))
+    draws = np.asarray(jax.jit(lambda key: site.sample(key, (3000,)))(key))
+    draws = draws.reshape(3000, -1)[:, 0]
+    cdf_test(draws, cdf, name=name).raise_if_failed()
+
+
+def test_discrete_supports_name_the_kernels_that_can_move_on_them():
+    site = ebm.EBM(lambda s: 1.0 * jnp.sum(s), dist.Bernoulli(0.5).expand([3]).to_event(1))
+    with pytest.raises(TypeError, match=r"discrete support.*exact_normalizer.*Gibbs"):
+        site.with_sampler(ChainSimulator(ebm.kernels.mala(step_size=0.3), 10)).sample(jax.random.key(0))

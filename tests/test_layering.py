@@ -17,6 +17,10 @@ ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 
 # What stands above the training loop and below the demo, in no order of its own.
 TOP = {
+    "supports",
+    "named_fields",
+    "rows",
+    "chains",
     "distributions",
     "provenance",
     "handlers",
@@ -57,7 +61,17 @@ NEVER = {
 
 # Third-party packages that only some modules may import.
 ONLY_IN = {
-    "numpyro": {"distributions", "provenance", "handlers", "infer", "targets", "demo", "recipes"},
+    "numpyro": {
+        "supports",
+        "named_fields",
+        "distributions",
+        "provenance",
+        "handlers",
+        "infer",
+        "targets",
+        "demo",
+        "recipes",
+    },
     "distrax": {"flows"},
     "tensorflow_probability": {"flows"},
     "arviz_base": {"diagnostics"},

@@ -1,0 +1,87 @@
+"""One row of an EBM as a potential: of an event on the support, or of a point of unconstrained space.
+
+An EBM with a batch shape has one normaliser, and so one law, per row. Everything that simulates it works on one row and is
+mapped over rows, so that no row ever sees another row's chains.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+
+from ebm_ppl.types import Array, Event, Scalar
+
+
+class RowPotential(eqx.Module):
+    """Energy of one event of one row of an EBM, base included: ``U(x, c_row) - log base(x)``; infinite off the support.
+
+    Attributes:
+        ebm: The EBM.
+        row: Index into its flattened batch shape.
+
+    Example:
+        >>> import jax.numpy as jnp, numpyro.distributions as dist, ebm_ppl
+        >>> ebm = ebm_ppl.EBM(lambda x, c: 0.5 * (x - c) ** 2, dist.Normal(0.0, 1.0), condition=jnp.array([0.0, 2.0]))
+        >>> energy = RowPotential(ebm, 1)(jnp.array(2.0))
+        >>> bool(energy == -ebm.unnormalized_log_prob(jnp.array(2.0))[1])
+        True
+    """
+
+    ebm: Any
+    row: Any
+
+    def __call__(self, event: Event) -> Scalar:
+        """Energy of one event."""
+        ebm, base = self.ebm, _shared(self.ebm.base)
+        # A base with rows of its own is evaluated for all of them: a distribution cannot be sliced by row in general.
+        value = jnp.broadcast_to(event, base.batch_shape + ebm.event_shape)
+        inside, safe = ebm.inside(value)
+        inside, log_base = self._own(inside), self._own(base.log_prob(safe))
+        arguments = ()
+        if ebm.condition is not None:
+            arguments = (jax.tree.map(lambda c: c[self.row % c.shape[0]], ebm.condition),)
+        energy = ebm.potential(self._own(safe, ebm.event_dim), *arguments)
+        return jnp.where(inside, energy - log_base, jnp.inf)
+
+    def to_event(self, unconstrained: Event) -> tuple[Event, Scalar]:
+        """One unconstrained point as an event, with the log absolute Jacobian there."""
+        ebm, transform = self.ebm, self.ebm.transform
+        shape = _shared(ebm.base).batch_shape
+        point = jnp.broadcast_to(unconstrained, shape + jnp.shape(unconstrained))
+        event = transform(point)
+        log_jacobian = transform.log_abs_det_jacobian(point, event)
+        # Transforms of a scalar support give one term per coordinate.
+        log_jacobian = log_jacobian.reshape((*shape, -1)).sum(axis=-1)
+        return self._own(event, ebm.event_dim), self._own(log_jacobian)
+
+    def _own(self, values: Array, event_dim: int = 0) -> Array:
+        """This row's entry of ``batch_shape + event``, or the only one where all rows share it."""
+        batch_dim = values.ndim - event_dim
+        if not batch_dim:
+            return values
+        event_shape = values.shape[batch_dim:]
+        return jnp.broadcast_to(values, self.ebm.batch_shape + event_shape).reshape(-1, *event_shape)[self.row]
+
+
+def _shared(base: Any) -> Any:
+    """Rows that were expanded from one distribution share it."""
+    while isinstance(base, dist.ExpandedDistribution) and not base.base_dist.batch_shape:
+        base = base.base_dist
+    return base
+
+
+class UnconstrainedPotential(eqx.Module):
+    """Energy of a row in unconstrained space: ``U(T(z)) - log base(T(z)) - log |det dT/dz|``.
+
+    Its Boltzmann law, pushed through ``T``, is the law of the row. A forgotten Jacobian has no symptom (Gamma(3, 2) becomes
+    Gamma(2, 2)), which is why chains never see anything else.
+    """
+
+    row: RowPotential
+
+    def __call__(self, unconstrained: Event) -> Scalar:
+        """Energy of one unconstrained point."""
+        event, log_jacobian = self.row.to_event(unconstrained)
+        return self.row(event) - log_jacobian
