@@ -5,6 +5,7 @@ With rows, its arrays have one more leading axis, ``(row, chain, *unconstrained)
 """
 
 import math
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -17,7 +18,15 @@ from ebm_ppl.supports import is_circular
 from ebm_ppl.types import Array, Info, Kernel, Key, SamplerState
 
 
-def init_chains(key: Key, ebm: EBM, num_chains: int, kernel: Kernel, start: Array | None = None) -> SamplerState:
+def init_chains(
+    key: Key,
+    ebm: EBM,
+    num_chains: int,
+    kernel: Kernel,
+    start: Array | None = None,
+    *,
+    batch_shape: tuple[int, ...] | None = None,
+) -> SamplerState:
     """Chains of every row of an EBM.
 
     Args:
@@ -27,6 +36,7 @@ def init_chains(key: Key, ebm: EBM, num_chains: int, kernel: Kernel, start: Arra
         kernel: From :mod:`ebm_ppl.kernels`.
         start: Events ``(chain, *batch_shape, *event_shape)``. Without it the chains start at draws of the base, or, where
             the base cannot be sampled, uniformly in (-2, 2) in unconstrained space, as NumPyro's own chains do.
+        batch_shape: The rows to make chains for, where they are more than the EBM has (it sees a minibatch of them).
 
     Returns:
         A sampler of unconstrained positions.
@@ -43,24 +53,27 @@ def init_chains(key: Key, ebm: EBM, num_chains: int, kernel: Kernel, start: Arra
         True
     """
     transform = ebm.transform
+    rows = ebm.batch_shape if batch_shape is None else batch_shape
     if start is None:
-        start = _base_draws(key, ebm, num_chains)
+        start = base_draws(key, ebm, (num_chains,), rows)
     if start is None:
-        shape = (num_chains, *ebm.batch_shape, *transform.inverse_shape(ebm.event_shape))
+        shape = (num_chains, *rows, *transform.inverse_shape(ebm.event_shape))
         position = jax.random.uniform(key, shape, minval=-2.0, maxval=2.0)
     else:
-        position = transform.inv(jnp.broadcast_to(start, (num_chains, *ebm.batch_shape, *ebm.event_shape)))
-    weight_shape = (num_chains,)
-    if ebm.batch_shape:
-        num_rows, event_shape = math.prod(ebm.batch_shape), position.shape[1 + len(ebm.batch_shape) :]
-        position = jnp.swapaxes(position.reshape(num_chains, num_rows, *event_shape), 0, 1)
-        weight_shape = (num_rows, num_chains)
+        position = transform.inv(jnp.broadcast_to(start, (num_chains, *rows, *ebm.event_shape)))
+    if rows:
+        position = position.reshape(num_chains, math.prod(rows), *position.shape[1 + len(rows) :])
+        position = jnp.swapaxes(position, 0, 1)
+    weight_shape = position.shape[: 1 + bool(rows)]
     return SamplerState(position, jnp.zeros(weight_shape, position.dtype), kernel)
 
 
-def _base_draws(key: Key, ebm: EBM, num_chains: int) -> Array | None:
+def base_draws(key: Key, ebm: EBM, sample_shape: tuple[int, ...], rows: tuple[int, ...]) -> Array | None:
+    """Draws of the base, ``sample_shape + rows + event_shape``; ``None`` where it cannot give them."""
+    if jnp.broadcast_shapes(ebm.base.batch_shape, ebm.batch_shape) != rows and ebm.base.batch_shape:
+        return None
     try:
-        return ebm.base.expand(ebm.batch_shape).sample(key, (num_chains,))
+        return jnp.asarray(ebm.base.expand(rows).sample(key, sample_shape))
     except NotImplementedError:
         return None
 
@@ -113,6 +126,14 @@ def chain_values(ebm: EBM, sampler: SamplerState) -> Array:
     return jax.lax.stop_gradient(ebm.transform(position))
 
 
+def to_rows(ebm: EBM, values: Array) -> Array:
+    """Values ``(chain, *batch_shape, ...)`` in the layout of a sampler, ``(row, chain, ...)``."""
+    if not ebm.batch_shape:
+        return values
+    values = values.reshape(values.shape[0], -1, *values.shape[1 + len(ebm.batch_shape) :])
+    return jnp.swapaxes(values, 0, 1)
+
+
 def _potential(ebm: EBM, row: Array) -> UnconstrainedPotential:
     return UnconstrainedPotential(RowPotential(ebm, row))
 
@@ -123,6 +144,7 @@ class ChainSimulator(eqx.Module):
     Attributes:
         kernel: From :mod:`ebm_ppl.kernels`.
         num_steps: Kernel steps of every chain, at least 2.
+        receiver: Called with the diagnostics of every simulation, while it is being traced.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro.distributions as dist, ebm_ppl
@@ -134,6 +156,7 @@ class ChainSimulator(eqx.Module):
 
     kernel: Kernel
     num_steps: int = eqx.field(static=True)
+    receiver: Callable[[dict[str, Array]], None] | None = eqx.field(static=True, default=None)
 
     def simulate(self, key: Key, potential: RowPotential, num_samples: int) -> tuple[Array, dict[str, Array]]:
         """Draws ``(num_samples, *event)`` and diagnostics ``(num_samples,)``.
@@ -152,6 +175,11 @@ class ChainSimulator(eqx.Module):
         draws, _ = jax.vmap(potential.to_event)(sampler.position)
         drift = jax.vmap(target)(sampler.position) - half_way
         return draws, {"acceptance_rate": info.acceptance_rate, "energy_drift": drift}
+
+    def report(self, diagnostics: dict[str, Array]) -> None:
+        """Pass the diagnostics on."""
+        if self.receiver is not None:
+            self.receiver(diagnostics)
 
     def __call__(self, key: Key, potential: RowPotential, num_samples: int) -> Array:
         """Draws only."""

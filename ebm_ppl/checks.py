@@ -175,9 +175,11 @@ def check_rows(name: str, data: Any, *, event_shape: tuple[int, ...] | None = No
         raise TypeError(f"{name}: got dtype {array.dtype}, expected a real floating array.")
     if is_traced(array):
         return array
-    _refuse_rows(name, array, ~jnp.isfinite(array), "that are NaN or infinite", "finite values")
-    if support is not None:
-        _refuse_rows(name, array, ~jnp.asarray(support(array)), "outside the support", f"values in {support}")
+    # Concrete data may be checked while a program around them is being compiled.
+    with jax.ensure_compile_time_eval():
+        _refuse_rows(name, array, ~jnp.isfinite(array), "that are NaN or infinite", "finite values")
+        if support is not None and not is_traced(support):
+            _refuse_rows(name, array, ~jnp.asarray(support(array)), "outside the support", f"values in {support}")
     return array
 
 

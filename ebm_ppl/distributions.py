@@ -8,7 +8,7 @@ import copy
 import functools
 import math
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -24,15 +24,31 @@ from ebm_ppl.errors import UnknownNormalizerError
 from ebm_ppl.named_fields import named, unnamed
 from ebm_ppl.rows import RowPotential
 from ebm_ppl.supports import movable
-from ebm_ppl.types import Array, Event, Key, Potential, PyTree, Scalar
+from ebm_ppl.types import Array, Event, Key, PyTree, Scalar
 
-Simulator = Callable[[Key, Potential, int], PyTree]
+Simulator = Callable[[Key, Any, int], PyTree]
 """Simulation of one row of an EBM: ``(key, potential, num_samples) -> (num_samples, *event)``, independent draws (each from
-its own chain). The potential it receives is a :class:`RowPotential`: it includes the base. A simulator that has a method
-``simulate`` with the same arguments, returning the draws and a dictionary of ``(num_samples,)`` diagnostics, is asked for
-them where NumPyro can carry them."""
+its own chain). The potential it receives is a :class:`~ebm_ppl.rows.RowPotential`: it includes the base."""
 
-VALUE_KINDS = frozenset({"exact", "estimate", "surrogate"})
+
+@runtime_checkable
+class ReportingSimulator(Protocol):
+    """A simulator that says how its simulation went."""
+
+    def __call__(self, key: Key, potential: Any, num_samples: int, /) -> Array:
+        """Draws only."""
+        ...
+
+    def simulate(self, key: Key, potential: Any, num_samples: int, /) -> tuple[Array, dict[str, Array]]:
+        """Draws ``(num_samples, *event)`` and diagnostics, each ``(num_samples,)``."""
+        ...
+
+    def report(self, diagnostics: dict[str, Array], /) -> None:
+        """Receive the diagnostics of all draws of one call of ``EBM.sample``, ``sample_shape + batch_shape`` each."""
+        ...
+
+
+VALUE_KINDS = frozenset({"exact", "estimate"})
 """The normaliser policies under which ``log_prob`` is a log density, up to the error they state; under the others only
 its gradient, or its differences, mean something."""
 
@@ -213,10 +229,9 @@ class EBM(dist.Distribution):
             ValueError: ``value`` does not end in the event shape, or its rows do not match the batch shape.
         """
         value = jnp.asarray(value)
-        lead = self._check_value(value)
-        value = jnp.broadcast_to(value, lead + self.event_shape)
+        value = jnp.broadcast_to(value, self._check_value(value) + self.event_shape)
         inside, safe = self.inside(value)
-        log_prob = self.base.log_prob(safe) - self._energies(safe, lead)
+        log_prob = self.base.log_prob(safe) - self.energy(safe)
         return jnp.where(inside, log_prob, -jnp.inf)
 
     def inside(self, value: Array) -> tuple[Array, Array]:
@@ -241,8 +256,15 @@ class EBM(dist.Distribution):
                 f"{self.batch_shape}."
             ) from error
 
-    def _energies(self, value: Array, lead: tuple[int, ...]) -> Array:
-        """Energies of all rows of ``lead + event_shape``, one event at a time."""
+    def energy(self, value: ArrayLike) -> Array:
+        """``U(x)``, the base not included: shape ``sample_shape + batch_shape``.
+
+        Raises:
+            ValueError: see :meth:`unnormalized_log_prob`.
+        """
+        value = jnp.asarray(value)
+        lead = self._check_value(value)
+        value = jnp.broadcast_to(value, lead + self.event_shape)
         flat = value.reshape(-1, *self.event_shape)
         if self.condition is None:
             return jax.vmap(self.potential)(flat).reshape(lead)
@@ -275,38 +297,31 @@ class EBM(dist.Distribution):
         Raises:
             NotImplementedError: no sampler is attached. (NumPyro's initialisation relies on exactly this type.)
         """
-        return self.sample_with_intermediates(key, sample_shape)[0]
-
-    def sample_with_intermediates(
-        self, key: Key | None, sample_shape: tuple[int, ...] = ()
-    ) -> tuple[Array, list[dict[str, Array]]]:
-        """As :meth:`sample`, with the diagnostics of the simulation where the sampler gives any.
-
-        Returns:
-            The draws, and a list that is empty or holds one dictionary of arrays ``sample_shape + batch_shape``.
-        """
         sampler = self.sampler
         if sampler is None or key is None:
             raise NotImplementedError(
                 "EBM.sample: no sampler attached. Wrap the model in ebm_ppl.handlers.simulate(model, kernel=...), or pass "
                 "EBM(..., sampler=function) with a function (key, potential, num_samples) -> samples."
             )
-        num_samples = math.prod(sample_shape)
-        has_diagnostics = callable(getattr(sampler, "simulate", None))
-        run: Any = getattr(sampler, "simulate") if has_diagnostics else sampler  # noqa: B009
+        # Chains need the energy only; without the sampler in it, equal energies share their compiled programs.
+        target, num_samples = self.with_sampler(None), math.prod(sample_shape)
+        reporting = sampler if isinstance(sampler, ReportingSimulator) else None
 
         def simulate_row(key: Key, row: Array) -> tuple[Array, dict[str, Array]]:
-            drawn = run(key, RowPotential(self, row), num_samples)
-            return drawn if has_diagnostics else (drawn, {})
+            if reporting is None:
+                return sampler(key, RowPotential(target, row), num_samples), {}
+            return reporting.simulate(key, RowPotential(target, row), num_samples)
 
         if self.batch_shape:
             num_rows = math.prod(self.batch_shape)
-            drawn, info = jax.vmap(simulate_row, out_axes=1)(jax.random.split(key, num_rows), jnp.arange(num_rows))
+            keys = jax.random.split(key, num_rows)
+            drawn, diagnostics = jax.vmap(simulate_row, out_axes=1)(keys, jnp.arange(num_rows))
         else:
-            drawn, info = simulate_row(key, jnp.zeros((), int))
+            drawn, diagnostics = simulate_row(key, jnp.zeros((), int))
         lead = sample_shape + self.batch_shape
-        samples = jax.lax.stop_gradient(drawn).reshape(lead + self.event_shape)
-        return samples, [{name: value.reshape(lead) for name, value in info.items()}] if info else []
+        if reporting is not None:
+            reporting.report({name: value.reshape(lead) for name, value in diagnostics.items()})
+        return jax.lax.stop_gradient(drawn).reshape(lead + self.event_shape)
 
     def with_normalizer(self, log_normalizer: Any, kind: str) -> "EBM":
         """The same EBM under a normaliser policy.

@@ -27,6 +27,7 @@ class SiteDependencies(NamedTuple):
         params: Names of ``numpyro.param`` sites that it depends on.
         weight: Names of the sites that decide how often its log Z counts in the log joint: those behind a mask, a scale
             or the responsibilities of a mixture. Empty where log Z is a term of its own.
+        condition: Names of the sites and parameters that its condition depends on; empty where the condition is data.
         is_normalized: Whether every EBM of the site carries a log normaliser already.
     """
 
@@ -34,6 +35,7 @@ class SiteDependencies(NamedTuple):
     latents: frozenset[str]
     params: frozenset[str]
     weight: frozenset[str]
+    condition: frozenset[str]
     is_normalized: bool
 
 
@@ -73,7 +75,7 @@ def ebm_dependencies(
         params = {n: s["value"] for n, s in sites.items() if s["type"] == "param"}
         return latents, params
 
-    def densities(**values: Any) -> dict[str, tuple[list[Any], Any]]:
+    def densities(**values: Any) -> dict[str, tuple[list[Any], Any, list[Any]]]:
         data = {name.removeprefix(_PREFIX): value for name, value in values.items()}
         trace = _isolated_trace(handlers.substitute(handlers.seed(model, 0), data=data), args, kwargs)
         reached = {}
@@ -82,7 +84,8 @@ def ebm_dependencies(
                 flags[name] = bool(site["is_observed"]), all(ebm.log_normalizer is not None for ebm in ebms)
                 at_constant = [_density_at_constant(ebm) for ebm in ebms]
                 try:
-                    reached[name] = at_constant, jax.grad(_log_density)(0.0, site)
+                    weight = jax.grad(_log_density)(0.0, site)
+                    reached[name] = at_constant, weight, jax.tree.leaves([ebm.condition for ebm in ebms])
                 except ValueError as error:
                     raise ValueError(f"site '{name}': {error}") from error
         return reached
@@ -100,9 +103,10 @@ def ebm_dependencies(
             latents=names(*sources) & frozenset(latents),
             params=names(*sources) & frozenset(params),
             weight=names(weight),
+            condition=names(*conditions),
             is_normalized=flags[name][1],
         )
-        for name, (sources, weight) in reached.items()
+        for name, (sources, weight, conditions) in reached.items()
     }
 
 

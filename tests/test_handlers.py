@@ -18,8 +18,7 @@ from numpyro.infer.reparam import LocScaleReparam, TransformReparam
 from numpyro.infer.util import log_density
 
 import ebm_ppl as ebm
-from ebm_ppl import handlers as ebm_handlers
-from ebm_ppl.handlers import constant_normalizer
+from ebm_ppl.handlers import constant_normalizer, policy
 from ebm_ppl.provenance import ebm_dependencies
 from ebm_ppl.testing import t_test_chain_means
 
@@ -641,7 +640,7 @@ def proofs(monkeypatch):
         calls.append((args, kwargs))
         return ebm_dependencies(model, args, kwargs)
 
-    monkeypatch.setattr(ebm_handlers, "ebm_dependencies", counting)
+    monkeypatch.setattr(policy, "ebm_dependencies", counting)
     return calls
 
 

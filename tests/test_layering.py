@@ -62,6 +62,7 @@ NEVER = {
 # Third-party packages that only some modules may import.
 ONLY_IN = {
     "numpyro": {
+        "rows",
         "supports",
         "named_fields",
         "distributions",

@@ -1,0 +1,50 @@
+"""Who is evaluating the model: some of NumPyro's algorithms drop what a policy needs, without a word."""
+
+import inspect
+
+from numpyro.handlers import seed
+from numpyro.infer import SVI
+from numpyro.infer.elbo import ELBO
+from numpyro.primitives import _PYRO_STACK
+
+from ebm_ppl.errors import UnknownNormalizerError
+
+
+def require_random_keys(handler: str, site: str) -> None:
+    """The model must run under ``seed``: without it there are no random keys, and MCMC supplies one constant key.
+
+    Raises:
+        UnknownNormalizerError: it does not.
+    """
+    if not any(isinstance(active, seed) for active in _PYRO_STACK):
+        raise UnknownNormalizerError(
+            f"site '{site}': {handler} draws random numbers at every evaluation, and this one has no random key, as inside "
+            "MCMC, where each evaluation would see the same frozen noise and the posterior would be wrong without a "
+            "symptom. Use ebm_ppl.infer.Exchange, or a deterministic log Z (exact_normalizer, surrogate_normalizer). "
+            "Outside MCMC, wrap the model in numpyro.handlers.seed."
+        )
+
+
+def require_carried_state(site: str) -> None:
+    """Chains persist in NumPyro's mutable state, which ``SVI.evaluate`` and several particles drop.
+
+    Nothing in a message says who sent it, so the callers are looked up on the Python stack. That is exact: NumPyro traces
+    a model from inside the very call that drops the state.
+
+    Raises:
+        UnknownNormalizerError: one of them is the caller.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if frame.f_code is SVI.evaluate.__code__:
+            raise UnknownNormalizerError(
+                f"site '{site}': SVI.evaluate does not pass the chains on, so they would start afresh and its number would "
+                "mean nothing. Read the losses of SVI.run or SVI.update, with negative_phase(..., loss_value='tracked')."
+            )
+        if isinstance(owner, ELBO) and owner.num_particles > 1:
+            raise UnknownNormalizerError(
+                f"site '{site}': {type(owner).__name__}(num_particles={owner.num_particles}) drops the chains of "
+                "negative_phase. Use num_particles=1, or negative_phase(..., persistent=False), which keeps none."
+            )
+        frame = frame.f_back

@@ -1,0 +1,164 @@
+"""What every normaliser policy shares: proofs about the whole model, and the rewriting of its EBM sites."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from numpyro.handlers import trace
+from numpyro.primitives import _PYRO_STACK, Messenger
+
+from ebm_ppl.checks import check_rows, is_traced
+from ebm_ppl.distributions import EBM, find_ebms, map_ebms
+from ebm_ppl.errors import UnknownNormalizerError
+from ebm_ppl.provenance import SiteDependencies, ebm_dependencies
+from ebm_ppl.types import Array
+
+
+class Policy(Messenger):
+    """A handler that accounts for log Z of every EBM whose log Z is unknown.
+
+    Before a model runs, and once per shape of its arguments, the policy learns by provenance what reaches each EBM site
+    and refuses the sites it would get wrong. A subclass says which (:meth:`require`) and what it puts in the place of an
+    unknown log Z (:meth:`account`).
+
+    Args:
+        fn: A whole NumPyro model.
+    """
+
+    def __init__(self, fn: Callable[..., Any] | None = None):
+        super().__init__(fn)
+        self._proofs: dict[Any, dict[str, SiteDependencies]] = {}
+        self._sites: dict[str, SiteDependencies] | None = None
+
+    def require(self, name: str, found: SiteDependencies) -> None:
+        """Raise ``UnknownNormalizerError``, with the remedy, where this policy would be wrong for a site."""
+        raise NotImplementedError
+
+    def account(self, ebm: EBM, msg: dict[str, Any], found: SiteDependencies) -> EBM:
+        """The EBM with its log normaliser under this policy."""
+        raise NotImplementedError
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the proof, once per shape of the arguments, and then the model."""
+        if self.fn is None:
+            # Used as a decorator, as NumPyro's own handlers can be.
+            return self._around(*args, **kwargs)
+        require_whole_model(type(self).__name__)
+        key = _signature(args, kwargs)
+        found = None if key is None else self._proofs.get(key)
+        if found is None:
+            found = ebm_dependencies(self.fn, args, kwargs)
+            for name, site in found.items():
+                if not site.is_normalized:
+                    self.require(name, site)
+            if key is not None:
+                self._proofs[key] = found
+        self._sites = found
+        try:
+            return super().__call__(*args, **kwargs)
+        finally:
+            self._sites = None
+
+    def _around(self, fn: Callable[..., Any]) -> "Policy":
+        new = copy.copy(self)
+        Policy.__init__(new, fn)
+        return new
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        """Rewrite the EBMs of one sample site, under whatever wrappers they sit."""
+        if msg["type"] != "sample" or not find_ebms(msg["fn"]):
+            return
+        if self._sites is None:
+            name = type(self).__name__
+            raise TypeError(
+                f"{name}: got no model, expected a call {name}(model)(...); a context manager has no model to prove "
+                "anything about."
+            )
+        found = self._sites.get(msg["name"])
+        if found is None:
+            raise UnknownNormalizerError(
+                f"site '{msg['name']}': it was not there when the model was examined, so Python control flow decides "
+                "whether it exists. Pass what decides it as an argument of the model."
+            )
+        msg["fn"] = map_ebms(
+            lambda ebm: ebm if ebm.log_normalizer is not None else self.account(ebm, msg, found), msg["fn"]
+        )
+
+    def postprocess_message(self, msg: dict[str, Any]) -> None:
+        """Check observed values, also those that a handler around this one has supplied."""
+        if msg["type"] == "sample" and msg["is_observed"] and find_ebms(msg["fn"]):
+            _check_observed(msg)
+
+
+def require_whole_model(handler: str) -> None:
+    """A submodel's proof cannot see the latent sites of the model around it, which reach it through closures.
+
+    Raises:
+        UnknownNormalizerError: the handler sits inside a larger model that has sampled something already.
+    """
+    innermost = next((handler for handler in reversed(_PYRO_STACK) if isinstance(handler, trace)), None)
+    if innermost is None:
+        return
+    moving = [
+        name
+        for name, site in innermost.trace.items()
+        if site["type"] == "param" or (site["type"] == "sample" and not site["is_observed"])
+    ]
+    if moving:
+        raise UnknownNormalizerError(
+            f"{handler}: got a part of a model that has already sampled {{{', '.join(moving)}}}, on which its log Z may "
+            f"depend unseen; expected the whole model, as in {handler}(model)."
+        )
+
+
+def refuse_scan(name: str, found: SiteDependencies) -> None:
+    """An EBM site inside NumPyro's ``scan`` depends on itself, as far as provenance can see.
+
+    Raises:
+        UnknownNormalizerError: it does.
+    """
+    if name in found.latents:
+        raise UnknownNormalizerError(
+            f"site '{name}': its potential depends on its own value outside the event, as it does for a site inside "
+            "numpyro.contrib.control_flow.scan, so log Z cannot be proved constant. Declare the EBM outside the scan, "
+            "or give it a log_normalizer."
+        )
+
+
+def _check_observed(msg: dict[str, Any]) -> None:
+    value, fn = jnp.asarray(msg["value"]), msg["fn"]
+    if is_traced(value) or not jnp.issubdtype(value.dtype, jnp.floating):
+        return
+    if value.ndim >= fn.event_dim:
+        value = _feasible_where_masked(value, fn)
+        value = value.reshape(-1, *value.shape[value.ndim - fn.event_dim :])
+    check_rows(f"observed data of site '{msg['name']}'", value, event_shape=fn.event_shape, support=fn.support)
+
+
+def _feasible_where_masked(value: Array, fn: Any) -> Array:
+    """Masked rows are not data: whatever they hold, NaN included, is replaced."""
+    while isinstance(fn, dist.MaskedDistribution | dist.ExpandedDistribution | dist.Independent):
+        if isinstance(fn, dist.MaskedDistribution):
+            rows = value.shape[: value.ndim - fn.event_dim]
+            mask = jnp.broadcast_to(jnp.asarray(fn._mask), rows).reshape(rows + (1,) * fn.event_dim)
+            value = jnp.where(mask, value, fn.support.feasible_like(value))
+        fn = fn.base_dist
+    return value
+
+
+def _signature(args: tuple, kwargs: dict[str, Any]) -> Any:
+    """Shapes of arrays and values of everything else, which may steer Python control flow; ``None`` if unhashable."""
+    leaves, structure = jax.tree.flatten((args, kwargs))
+    key = tuple(
+        (leaf.shape, str(leaf.dtype)) if isinstance(leaf, jax.Array | np.ndarray) else (type(leaf), leaf)
+        for leaf in leaves
+    )
+    try:
+        hash((structure, key))
+    except TypeError:
+        return None
+    return structure, key

@@ -1,0 +1,80 @@
+"""``simulate``: give the EBMs of a model a sampler, so that prior and posterior predictive simulation works."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpyro
+from numpyro.primitives import Messenger
+
+from ebm_ppl.chains import ChainSimulator
+from ebm_ppl.checks import check_count
+from ebm_ppl.distributions import Simulator, find_ebms, map_ebms
+from ebm_ppl.types import Array, Kernel
+
+
+class simulate(Messenger):
+    """Attach a sampler to every EBM of a model that has none, so that its sites can be drawn.
+
+    Each draw is the end of its own chain, started at a draw of the base (or uniformly in unconstrained space where the
+    base cannot be sampled), so that the rows of a plate are independent. The draws are as good as the chains are long:
+    next to each simulated site ``x`` the model gains the deterministic sites ``x$acceptance_rate`` and ``x$energy_drift``
+    (the energy at the end minus half way), which ``Predictive`` returns with the draws and
+    :func:`ebm_ppl.diagnostics.simulation_summary` judges.
+
+    Args:
+        fn: A NumPyro model.
+        kernel: From :mod:`ebm_ppl.kernels`. It acts in unconstrained space.
+        num_steps: Kernel steps per draw, at least 2.
+        sampler: Instead of a kernel, an exact or learned simulator ``(key, potential, num_samples) -> samples``.
+
+    Raises:
+        TypeError: neither or both of ``kernel`` and ``sampler`` were given.
+        ValueError: ``num_steps < 2``.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, ebm_ppl as ebm
+        >>> def model():
+        ...     x = numpyro.sample("x", ebm.EBM(lambda x: x**4, dist.Normal(0.0, 1.0)))
+        ...     numpyro.sample("y", dist.Normal(x, 0.1))
+        >>> simulated = simulate(model, kernel=ebm.kernels.mala(step_size=0.3), num_steps=100)
+        >>> draws = numpyro.infer.Predictive(simulated, num_samples=500)(jax.random.key(0))
+        >>> draws["y"].shape, sorted(draws)
+        ((500,), ['x', 'x$acceptance_rate', 'x$energy_drift', 'y'])
+    """
+
+    def __init__(
+        self,
+        fn: Callable[..., Any] | None = None,
+        *,
+        kernel: Kernel | None = None,
+        num_steps: int = 100,
+        sampler: Simulator | None = None,
+    ):
+        super().__init__(fn)
+        if (kernel is None) == (sampler is None):
+            given = "neither" if kernel is None else "both"
+            raise TypeError(f"kernel, sampler: got {given}, expected one of them.")
+        self._kernel, self._sampler = kernel, sampler
+        self._num_steps = check_count("num_steps", num_steps, 2)
+        self._reports: dict[str, dict[str, Array]] = {}
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        """Attach the sampler."""
+        if msg["type"] == "sample" and find_ebms(msg["fn"]):
+            msg["fn"] = map_ebms(
+                lambda ebm: ebm if ebm.sampler is not None else ebm.with_sampler(self._simulator(msg["name"])),
+                msg["fn"],
+            )
+
+    def _simulator(self, site: str) -> Simulator:
+        if self._kernel is None:
+            assert self._sampler is not None  # the constructor saw to it
+            return self._sampler
+        return ChainSimulator(self._kernel, self._num_steps, partial(self._reports.__setitem__, site))
+
+    def postprocess_message(self, msg: dict[str, Any]) -> None:
+        """Record how the simulation went, where there was one."""
+        if msg["type"] == "sample":
+            for name, value in self._reports.pop(msg["name"], {}).items():
+                numpyro.deterministic(f"{msg['name']}${name}", value)
