@@ -29,14 +29,17 @@ __version__ = "0.1.0"
 
 # Loaded on use: arviz and matplotlib cost more than the rest of the package together, and the other modules too add to
 # the price of the import (`make bench` measures it).
-_ON_USE = ("diagnostics", "handlers", "kernels", "objectives", "plots", "targets", "testing")
+_ON_USE = ("diagnostics", "handlers", "infer", "kernels", "normalizer", "objectives", "plots", "targets", "testing")
+_FUNCTIONS_ON_USE = {"check_model": "roles"}
 
 
 def __getattr__(name: str) -> _Any:
     if name in _ON_USE:
         return importlib.import_module(f"ebm_ppl.{name}")
+    if name in _FUNCTIONS_ON_USE:
+        return getattr(importlib.import_module(f"ebm_ppl.{_FUNCTIONS_ON_USE[name]}"), name)
     raise AttributeError(f"module 'ebm_ppl' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_ON_USE])
+    return sorted([*globals(), *_ON_USE, *_FUNCTIONS_ON_USE])

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from numpyro import handlers
+from numpyro.distributions.distribution import Unit
 from numpyro.infer.initialization import init_to_sample
 from numpyro.ops.provenance import eval_provenance
 
@@ -29,6 +30,8 @@ class SiteDependencies(NamedTuple):
             or the responsibilities of a mixture. Empty where log Z is a term of its own.
         condition: Names of the sites and parameters that its condition depends on; empty where the condition is data.
         is_normalized: Whether every EBM of the site carries a log normaliser already.
+        is_discrete: Whether its values are.
+        has_rows: Whether an EBM of the site has one normaliser per row.
     """
 
     observed: bool
@@ -37,6 +40,8 @@ class SiteDependencies(NamedTuple):
     weight: frozenset[str]
     condition: frozenset[str]
     is_normalized: bool
+    is_discrete: bool = False
+    has_rows: bool = False
 
 
 def ebm_dependencies(
@@ -65,7 +70,7 @@ def ebm_dependencies(
         ['scale']
     """
     kwargs = kwargs or {}
-    flags: dict[str, tuple[bool, bool]] = {}
+    flags: dict[str, dict[str, bool]] = {}
 
     def inputs() -> tuple[dict[str, Any], dict[str, Any]]:
         seeded = handlers.substitute(handlers.seed(model, 0), substitute_fn=_any_value)
@@ -81,7 +86,12 @@ def ebm_dependencies(
         reached = {}
         for name, site in trace.items():
             if site["type"] == "sample" and (ebms := find_ebms(site["fn"])):
-                flags[name] = bool(site["is_observed"]), all(ebm.log_normalizer is not None for ebm in ebms)
+                flags[name] = {
+                    "observed": bool(site["is_observed"]),
+                    "is_normalized": all(ebm.log_normalizer is not None for ebm in ebms),
+                    "is_discrete": all(ebm.base.is_discrete for ebm in ebms),
+                    "has_rows": any(ebm.batch_shape for ebm in ebms),
+                }
                 at_constant = [_density_at_constant(ebm) for ebm in ebms]
                 try:
                     weight = jax.grad(_log_density)(0.0, site)
@@ -99,15 +109,27 @@ def ebm_dependencies(
 
     return {
         name: SiteDependencies(
-            observed=flags[name][0],
             latents=names(*sources) & frozenset(latents),
             params=names(*sources) & frozenset(params),
             weight=names(weight),
             condition=names(*conditions),
-            is_normalized=flags[name][1],
+            **flags[name],
         )
         for name, (sources, weight, conditions) in reached.items()
     }
+
+
+def factor_sites(model: Callable[..., Any], args: tuple = (), kwargs: dict[str, Any] | None = None) -> tuple[str, ...]:
+    """Names of the ``numpyro.factor`` sites of a model, which add a term to the log joint that nobody normalises."""
+    names: list[str] = []
+
+    def collect() -> None:
+        seeded = handlers.substitute(handlers.seed(model, 0), substitute_fn=_any_value)
+        trace = _isolated_trace(seeded, args, kwargs or {})
+        names.extend(name for name, site in trace.items() if isinstance(site.get("fn"), Unit))
+
+    jax.eval_shape(collect)
+    return tuple(names)
 
 
 def _any_value(site: dict[str, Any]) -> Any:

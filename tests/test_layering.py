@@ -23,6 +23,7 @@ TOP = {
     "chains",
     "distributions",
     "provenance",
+    "roles",
     "handlers",
     "infer",
     "diagnostics",

@@ -7,6 +7,7 @@ from ebm_ppl.distributions import EBM
 from ebm_ppl.errors import UnknownNormalizerError
 from ebm_ppl.handlers.policy import Policy, refuse_scan
 from ebm_ppl.provenance import SiteDependencies
+from ebm_ppl.roles import role_of, what_to_do
 
 
 class constant_normalizer(Policy):
@@ -85,14 +86,16 @@ def require_constant(name: str, found: SiteDependencies) -> None:
         sites = ", ".join(sorted(found.latents))
         raise UnknownNormalizerError(
             f"site '{name}': its potential depends on latent site(s) {{{sites}}}, so the posterior of {{{sites}}} contains "
-            f"log Z({sites}), which constant_normalizer would drop. Give the EBM a log_normalizer that is a function of "
-            f"{{{sites}}}, or hold them fixed with constant_normalizer(handlers.condition(model, values))."
+            f"log Z({sites}), which constant_normalizer would drop. For a {role_of(found).value} site: "
+            f"{what_to_do(found)}. Or hold {{{sites}}} fixed: constant_normalizer(handlers.condition(model, values)), and "
+            "where another block of a Gibbs sampler holds them fixed, constant_normalizer(model, given=...)."
         )
     if found.params:
         sites = ", ".join(sorted(found.params))
         raise UnknownNormalizerError(
             f"site '{name}': its potential depends on numpyro.param {{{sites}}}, and log Z({sites}) is not constant while "
-            "they are learned. Train the energy with ebm_ppl.fit, or give the EBM a log_normalizer."
+            f"they are learned. For a {role_of(found).value} site: {what_to_do(found)}. To train without NumPyro's SVI use "
+            "ebm_ppl.fit."
         )
     if found.weight:
         sites = ", ".join(sorted(found.weight))
