@@ -73,7 +73,7 @@ def ebm_dependencies(
     flags: dict[str, dict[str, bool]] = {}
 
     def inputs() -> tuple[dict[str, Any], dict[str, Any]]:
-        seeded = handlers.substitute(handlers.seed(model, 0), substitute_fn=_any_value)
+        seeded = handlers.substitute(handlers.seed(model, 0), substitute_fn=any_value)
         trace = _isolated_trace(seeded, args, kwargs)
         sites = {name: site for name, site in trace.items() if site["type"] in ("sample", "param")}
         latents = {n: s["value"] for n, s in sites.items() if s["type"] == "sample" and not s["is_observed"]}
@@ -124,7 +124,7 @@ def factor_sites(model: Callable[..., Any], args: tuple = (), kwargs: dict[str, 
     names: list[str] = []
 
     def collect() -> None:
-        seeded = handlers.substitute(handlers.seed(model, 0), substitute_fn=_any_value)
+        seeded = handlers.substitute(handlers.seed(model, 0), substitute_fn=any_value)
         trace = _isolated_trace(seeded, args, kwargs or {})
         names.extend(name for name, site in trace.items() if isinstance(site.get("fn"), Unit))
 
@@ -132,7 +132,7 @@ def factor_sites(model: Callable[..., Any], args: tuple = (), kwargs: dict[str, 
     return tuple(names)
 
 
-def _any_value(site: dict[str, Any]) -> Any:
+def any_value(site: dict[str, Any]) -> Any:
     """A value of the right shape for every latent site. An EBM cannot be sampled, and its support may have no bijector."""
     if site["type"] == "sample" and not site["is_observed"] and find_ebms(site["fn"]):
         dtype = jnp.result_type(int if site["fn"].is_discrete else float)

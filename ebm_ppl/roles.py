@@ -25,7 +25,7 @@ _MEANING = {
     Role.NORMALIZED: "log Z is given",
     Role.CONSTANT: "observed, and nothing that moves reaches it: this site cannot learn anything",
     Role.LEARNED: "observed data of an energy that is learned: maximum likelihood needs the gradient of log Z",
-    Role.DOUBLY_INTRACTABLE: "observed data of an energy with latent parameters, whose posterior contains log Z once per row",
+    Role.DOUBLY_INTRACTABLE: "observed data of an energy with latent parameters, whose posterior holds log Z once per row",
     Role.FIXED_PRIOR: "a latent with a fixed energy: log Z is one constant of the log joint",
     Role.LEARNED_PRIOR: "a latent with a learned energy: its prior's log Z is part of the likelihood",
     Role.HIERARCHICAL: "a latent with latent parameters: their posterior contains its log Z",
@@ -153,7 +153,7 @@ def check_model(model: Callable[..., Any], *args: Any, **kwargs: Any) -> ModelRe
         ...         numpyro.sample("x", ebm.EBM(lambda x: scale * x**2, dist.Normal(0.0, 1.0)), obs=data)
         >>> print(check_model(model, jnp.zeros(3)))
         site 'x': doubly intractable
-          meaning     observed data of an energy with latent parameters, whose posterior contains log Z once per row
+          meaning     observed data of an energy with latent parameters, whose posterior holds log Z once per row
           depends on  latent {scale}
           what to do  infer.Exchange; handlers.exact_normalizer with NUTS; ...
     """

@@ -24,6 +24,7 @@ TOP = {
     "distributions",
     "provenance",
     "roles",
+    "likelihood",
     "handlers",
     "infer",
     "diagnostics",
@@ -64,6 +65,7 @@ NEVER = {
 ONLY_IN = {
     "numpyro": {
         "rows",
+        "likelihood",
         "supports",
         "named_fields",
         "distributions",

@@ -1,9 +1,12 @@
 """Who is evaluating the model: some of NumPyro's algorithms drop what a policy needs, without a word."""
 
 import inspect
+from collections.abc import Iterator
+from types import FrameType
 
 from numpyro.handlers import seed
 from numpyro.infer import SVI
+from numpyro.infer.autoguide import AutoGuide
 from numpyro.infer.elbo import ELBO
 from numpyro.primitives import _PYRO_STACK
 
@@ -25,17 +28,29 @@ def require_random_keys(handler: str, site: str) -> None:
         )
 
 
+def _callers() -> Iterator[FrameType]:
+    """The Python stack. Nothing in a message says who sent it, but NumPyro traces a model from inside its own calls."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def is_autoguide_setup() -> bool:
+    """Whether an autoguide is looking for the shapes of the latents and a place to start, for which any density will do."""
+    return any(
+        frame.f_code.co_name == "_setup_prototype" and isinstance(frame.f_locals.get("self"), AutoGuide)
+        for frame in _callers()
+    )
+
+
 def require_carried_state(site: str) -> None:
     """Chains persist in NumPyro's mutable state, which ``SVI.evaluate`` and several particles drop.
-
-    Nothing in a message says who sent it, so the callers are looked up on the Python stack. That is exact: NumPyro traces
-    a model from inside the very call that drops the state.
 
     Raises:
         UnknownNormalizerError: one of them is the caller.
     """
-    frame = inspect.currentframe()
-    while frame is not None:
+    for frame in _callers():
         owner = frame.f_locals.get("self")
         if frame.f_code is SVI.evaluate.__code__:
             raise UnknownNormalizerError(
@@ -47,4 +62,3 @@ def require_carried_state(site: str) -> None:
                 f"site '{site}': {type(owner).__name__}(num_particles={owner.num_particles}) drops the chains of "
                 "negative_phase. Use num_particles=1, or negative_phase(..., persistent=False), which keeps none."
             )
-        frame = frame.f_back

@@ -14,7 +14,7 @@ from ebm_ppl.chains import advance_chains, base_draws, chain_values, init_chains
 from ebm_ppl.checks import check_count
 from ebm_ppl.distributions import EBM, find_ebms
 from ebm_ppl.errors import UnknownNormalizerError
-from ebm_ppl.handlers.callers import require_carried_state, require_random_keys
+from ebm_ppl.handlers.callers import is_autoguide_setup, require_carried_state, require_random_keys
 from ebm_ppl.handlers.gradient import gradient_surrogate
 from ebm_ppl.handlers.policy import Policy, refuse_scan
 from ebm_ppl.handlers.rows import Rows, find_rows, fingerprint
@@ -65,7 +65,7 @@ class negative_phase(Policy):
             random key (MCMC).
         TypeError: chains cannot move on the support.
         ValueError: an argument is out of range.
-        equinox.EquinoxRuntimeError: (while running) rows were reordered under their chains.
+        jax.errors.JaxRuntimeError: (while running) rows were reordered under their chains.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, ebm_ppl as ebm
@@ -152,6 +152,8 @@ class negative_phase(Policy):
             return ebm.with_normalizer(0.0, "constant")
         if numpyro.get_mask() is False:
             return ebm.with_normalizer(jnp.nan, "gradient")  # nobody asks for densities, as in Predictive
+        if is_autoguide_setup():
+            return ebm.with_normalizer(0.0, "gradient")
         if len(find_ebms(msg["fn"])) > 1:
             raise UnknownNormalizerError(f"site '{msg['name']}': got several EBMs in one site, expected one.")
         require_random_keys("negative_phase", msg["name"])

@@ -111,9 +111,10 @@ def fingerprint(ebm: EBM, msg: dict[str, Any], found: SiteDependencies) -> Array
     parts = []
     if ebm.condition is not None and not found.condition:
         parts.append(ebm.condition)
-    lead = jnp.shape(msg["value"])[: max(jnp.ndim(msg["value"]) - msg["fn"].event_dim, 0)]
-    if msg["is_observed"] and msg["value"] is not None and lead == ebm.batch_shape:
-        parts.append(msg["value"])
+    if msg["is_observed"]:
+        value = jnp.asarray(msg["value"])
+        if value.shape[: max(value.ndim - msg["fn"].event_dim, 0)] == ebm.batch_shape:
+            parts.append(value)
     if not ebm.batch_shape or not parts:
         return None
     num_rows = math.prod(ebm.batch_shape)

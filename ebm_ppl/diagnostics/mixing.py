@@ -1,22 +1,15 @@
-"""What ArviZ says about the chains: conversion to a ``DataTree``, a summary with guards, and the energy gap.
+"""How well chains mix: R-hat and effective sample size with guards, and the energy gap."""
 
-These numbers judge the SAMPLER at frozen parameters. Whether the MODEL puts the right weight on its modes is a question
-about log Z, which no trace can answer: chains started at data sit at the data's mode weights whatever the model says.
-"""
-
-from importlib.metadata import version
 from typing import Any, NamedTuple
 
-import arviz_base
 import arviz_stats
 import jax
 import numpy as np
 import xarray as xr
 
-from ebm_ppl.adaptation import tunables
 from ebm_ppl.checks import check_rows, map_energy
 from ebm_ppl.sampling import Draws
-from ebm_ppl.types import Potential, PyTree, SamplerState
+from ebm_ppl.types import Potential, PyTree
 
 RHAT_MIXED = 1.01
 """R-hat at most this, on every variable, is what a chain that mixes shows (Vehtari et al. 2021)."""
@@ -29,93 +22,6 @@ MIN_CHAINS = 4
 
 MIN_DRAWS = 20
 """With fewer draws per chain than this, mixing is reported as not assessable."""
-
-
-def to_datatree(
-    draws: Draws,
-    *,
-    site: str = "x",
-    sampler: SamplerState | None = None,
-    history: dict[str, np.ndarray] | None = None,
-    posterior: Any = None,
-    attrs: dict[str, Any] | None = None,
-) -> xr.DataTree:
-    """Convert a trace of the negative phase, and what belongs to it, to an ArviZ ``DataTree``.
-
-    Groups: ``negative_phase`` holds the positions, ``(chain, draw, *event)``, under the name of the EBM site;
-    ``negative_phase_stats`` holds ``potential`` (the energy; never ``sample_stats.energy``, which ArviZ reads as a
-    Hamiltonian), ``acceptance_rate``, ``diverging``, ``n_grad``, ``is_finite`` and ``log_weight``; ``training`` the
-    history of :func:`ebm_ppl.fit` along ``step``; ``posterior``, ``sample_stats`` and ``observed_data`` come from NumPyro.
-
-    Args:
-        draws: From :func:`ebm_ppl.draw`, at frozen parameters. One array per event (not a pytree).
-        site: Name of the EBM site the draws belong to.
-        sampler: Adds its kernel's scalar tunables to the attributes.
-        history: From :func:`ebm_ppl.fit`.
-        posterior: A ``numpyro.infer.MCMC`` after ``run``.
-        attrs: Further attributes of the root.
-
-    Returns:
-        A ``DataTree``; ``to_netcdf(path, engine="h5netcdf")`` stores it.
-
-    Raises:
-        TypeError: ``draws`` is not a :class:`~ebm_ppl.sampling.Draws`, or its events are not single arrays.
-
-    Example:
-        >>> import jax, jax.numpy as jnp, ebm_ppl as ebm
-        >>> sampler = ebm.init_sampler(jnp.zeros((4, 2)), ebm.kernels.mala(step_size=0.5))
-        >>> _, draws = ebm.draw(jax.random.key(0), lambda x: 0.5 * jnp.sum(x**2), sampler, 50)
-        >>> tree = to_datatree(draws, sampler=sampler)
-        >>> tree["negative_phase"]["x"].shape
-        (4, 50, 2)
-    """
-    if not isinstance(draws, Draws):
-        raise TypeError(f"draws: got {type(draws).__name__}, expected the result of ebm.draw.")
-    if len(jax.tree.leaves(draws.position)) != 1:
-        raise TypeError("draws: got events that are pytrees of several arrays, expected single arrays.")
-    position = np.asarray(jax.tree.leaves(draws.position)[0])
-    potential = np.asarray(draws.potential)
-    finite = np.isfinite(position).reshape(*potential.shape, -1).all(axis=-1) & np.isfinite(potential)
-    statistics = {
-        "potential": potential,
-        "acceptance_rate": np.asarray(draws.acceptance_rate),
-        "diverging": np.asarray(draws.is_divergent),
-        "n_grad": np.asarray(draws.num_gradients),
-        "is_finite": finite,
-        "log_weight": np.broadcast_to(np.asarray(draws.log_weight)[:, None], potential.shape),
-    }
-    from_dict: Any = arviz_base.from_dict
-    tree = from_dict(
-        {"negative_phase": {site: position}, "negative_phase_stats": statistics},
-        attrs={"/": {**_versions(), **(attrs or {})}},
-        check_conventions=False,  # it warns of more chains than draws, which is how a negative phase is run
-    )
-    phase_attrs = {"site": site, **_kernel_attrs(sampler)}
-    tree["negative_phase"].attrs.update(phase_attrs)
-    tree["negative_phase_stats"].attrs.update(phase_attrs)
-    if history is not None:
-        training = {name: np.asarray(values) for name, values in history.items()}
-        tree["training"] = from_dict({"training": training}, sample_dims=["step"])["training"]
-        # ArviZ 1.x notes the dimension as a list of one, which a netCDF file gives back as a string.
-        tree["training"].attrs["sample_dims"] = "step"
-    if posterior is not None:
-        numpyro_tree = arviz_base.from_numpyro(posterior)
-        for name, group in numpyro_tree.children.items():
-            tree[name] = group.copy()
-    return tree
-
-
-def _kernel_attrs(sampler: SamplerState | None) -> dict[str, Any]:
-    if sampler is None:
-        return {}
-    return {name: float(value) for name, value in tunables(sampler).items() if value is not None and value.ndim == 0}
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "inference_library": "ebm_ppl",
-        **{f"{name}_version": version(name) for name in ("jax", "numpyro", "blackjax")},
-    }
 
 
 class Estimate(NamedTuple):
