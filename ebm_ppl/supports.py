@@ -10,11 +10,12 @@ phase ask of a transform.
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from numpyro.distributions import biject_to, constraints
 from numpyro.distributions.transforms import ParameterFreeTransform
 
-from ebm_ppl.types import Array
+from ebm_ppl.types import Array, Key
 
 # NumPyro exports the instances of these constraints, not their classes.
 _Circle: Any = type(constraints.circular)
@@ -81,6 +82,11 @@ class ProjectTransform(ParameterFreeTransform):
         # Any point of the ray would do; this length is typical.
         return jnp.sqrt(y.shape[-1]) * y
 
+    def sample_inverse(self, key: Key, event: Array) -> Array:
+        """A point of the ray through ``event``, its length drawn from the law that the log Jacobian gives it."""
+        lengths = jnp.sqrt(2.0 * jax.random.gamma(key, event.shape[-1] / 2, event.shape[:-1]))
+        return lengths[..., None] * event
+
     def log_abs_det_jacobian(self, x: Any, y: Any, intermediates: Any = None) -> Array:
         """Log density of the length of ``x``, apart from the volume element that polar coordinates bring."""
         half = x.shape[-1] / 2
@@ -106,6 +112,8 @@ def movable(support: Any) -> Any:
     """
     if isinstance(support, constraints.independent):
         inner = movable(support.base_constraint)
+        if support.reinterpreted_batch_ndims == 0:
+            return inner  # ImproperUniform wraps whatever it is given
         if inner is support.base_constraint:
             return support
         return constraints.independent(inner, support.reinterpreted_batch_ndims)
