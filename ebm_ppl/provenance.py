@@ -32,6 +32,7 @@ class SiteDependencies(NamedTuple):
         is_normalized: Whether every EBM of the site carries a log normaliser already.
         is_discrete: Whether its values are.
         has_rows: Whether an EBM of the site has one normaliser per row.
+        in_scan: Whether it sits inside ``numpyro.contrib.control_flow.scan``, which hides what its energy depends on.
     """
 
     observed: bool
@@ -42,6 +43,7 @@ class SiteDependencies(NamedTuple):
     is_normalized: bool
     is_discrete: bool = False
     has_rows: bool = False
+    in_scan: bool = False
 
 
 def ebm_dependencies(
@@ -91,6 +93,7 @@ def ebm_dependencies(
                     "is_normalized": all(ebm.log_normalizer is not None for ebm in ebms),
                     "is_discrete": all(ebm.base.is_discrete for ebm in ebms),
                     "has_rows": any(ebm.batch_shape for ebm in ebms),
+                    "in_scan": bool(site.get("_control_flow_done", False)),
                 }
                 at_constant = [_density_at_constant(ebm) for ebm in ebms]
                 try:

@@ -72,6 +72,19 @@ def what_to_do(found: SiteDependencies) -> str:
     return _WHAT_TO_DO[role_of(found)]
 
 
+def refuse_scan(name: str, found: SiteDependencies) -> None:
+    """No policy can account for log Z of an EBM inside NumPyro's ``scan``, which hides what its energy depends on.
+
+    Raises:
+        UnknownNormalizerError: the site is in one.
+    """
+    if found.in_scan or name in found.latents:
+        raise UnknownNormalizerError(
+            f"site '{name}': it is inside numpyro.contrib.control_flow.scan, which hides what its energy depends on, so no "
+            "policy can account for its log Z. Declare the EBM outside the scan, or give it a log_normalizer."
+        )
+
+
 class SiteReport(NamedTuple):
     """What :func:`check_model` found about one EBM site.
 
@@ -163,11 +176,7 @@ def check_model(model: Callable[..., Any], *args: Any, **kwargs: Any) -> ModelRe
         model = model.fn  # pyright: ignore[reportFunctionMemberAccess]
     found = ebm_dependencies(model, args, kwargs)
     for name, site in found.items():
-        if name in site.latents:
-            raise UnknownNormalizerError(
-                f"site '{name}': its potential depends on its own value outside the event, as it does for a site inside "
-                "numpyro.contrib.control_flow.scan, where no policy can account for log Z. Declare the EBM outside it."
-            )
+        refuse_scan(name, site)
         for policy in policies:
             if not site.is_normalized:
                 policy.require(name, site)

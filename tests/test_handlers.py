@@ -591,6 +591,33 @@ def test_an_ebm_inside_numpyro_scan_is_refused():
         constant_normalizer(model)()
 
 
+def test_what_a_scan_carries_into_an_energy_is_refused():
+    """The carry depends on a latent, which provenance cannot see."""
+
+    def model():
+        s = numpyro.sample("s", dist.LogNormal())
+
+        def body(carry, _):
+            numpyro.sample("x", scaled(carry), obs=0.3)
+            return carry, None
+
+        scan(body, s, None, length=3)
+
+    for wrapped in (constant_normalizer(model), constant_normalizer(model, given=["s"])):
+        with pytest.raises(ebm.UnknownNormalizerError, match=r"site 'x'.*control_flow.scan"):
+            handlers.seed(wrapped, 0)()
+
+
+def test_given_sites_must_be_held_fixed():
+    """Held fixed, as Gibbs holds the sites of the other blocks, log Z is constant; loose, it stays unknown."""
+    model = constant_normalizer(in_energy, given=["s"])
+    assert np.isfinite(joint(handlers.condition(model, {"s": jnp.float32(1.5)}), {"x": 0.2}))
+    with pytest.raises(ebm.UnknownNormalizerError, match="log Z"):
+        joint(model, {"s": 1.5, "x": 0.2})
+    with pytest.raises(ebm.UnknownNormalizerError, match=r"\{s\}"):
+        constant_normalizer(in_energy, given=["other"])()
+
+
 def test_part_of_a_model_is_refused():
     """The proof of a submodel cannot see that its closure holds a latent of the model around it."""
 

@@ -192,7 +192,7 @@ def summary(tree: xr.DataTree, *, group: str = "negative_phase", var_names: str 
         >>> sampler = ebm.init_sampler(jnp.zeros((8, 2)), ebm.kernels.mala(step_size=0.7))
         >>> sampler, _ = ebm.advance(jax.random.key(0), energy, sampler, 100)
         >>> _, draws = ebm.draw(jax.random.key(1), energy, sampler, 1000)
-        >>> summary(to_datatree(draws)).mixing
+        >>> summary(ebm.diagnostics.to_datatree(draws)).mixing
         'yes'
 
     References:

@@ -5,7 +5,7 @@ from typing import Any
 
 from ebm_ppl.distributions import EBM
 from ebm_ppl.errors import UnknownNormalizerError
-from ebm_ppl.handlers.policy import Policy, refuse_scan
+from ebm_ppl.handlers.policy import Policy
 from ebm_ppl.provenance import SiteDependencies
 from ebm_ppl.roles import role_of, what_to_do
 
@@ -70,7 +70,7 @@ class constant_normalizer(Policy):
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
         """Note which of the sites promised to be fixed are not; check observed values."""
-        if msg["name"] in self._given and msg["type"] == "sample" and not msg["is_observed"]:
+        if msg.get("name") in self._given and msg["type"] == "sample" and not msg["is_observed"]:
             self._loose.add(msg["name"])
         super().postprocess_message(msg)
 
@@ -81,7 +81,6 @@ def require_constant(name: str, found: SiteDependencies) -> None:
     Raises:
         UnknownNormalizerError: it is not; the text says why and what to do.
     """
-    refuse_scan(name, found)
     if found.latents:
         sites = ", ".join(sorted(found.latents))
         raise UnknownNormalizerError(

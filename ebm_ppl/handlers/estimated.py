@@ -10,7 +10,7 @@ import numpyro
 from ebm_ppl.checks import check_count
 from ebm_ppl.distributions import EBM
 from ebm_ppl.handlers.callers import is_autoguide_setup, require_random_keys
-from ebm_ppl.handlers.policy import Policy, refuse_scan
+from ebm_ppl.handlers.policy import Policy
 from ebm_ppl.normalizer.importance import annealed_importance
 from ebm_ppl.provenance import SiteDependencies
 from ebm_ppl.types import Kernel
@@ -78,7 +78,6 @@ class estimated_normalizer(Policy):
 
     def require(self, name: str, found: SiteDependencies) -> None:
         """Any role is right where there are random keys, outside ``scan``."""
-        refuse_scan(name, found)
 
     def account(self, ebm: EBM, msg: dict[str, Any], found: SiteDependencies) -> EBM:
         """The estimate of this evaluation."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from ebm_ppl.distributions import EBM
 from ebm_ppl.errors import UnknownNormalizerError
-from ebm_ppl.handlers.policy import Policy, refuse_scan
+from ebm_ppl.handlers.policy import Policy
 from ebm_ppl.normalizer.enumeration import enumerate_states
 from ebm_ppl.normalizer.quadrature import quadrature
 from ebm_ppl.provenance import SiteDependencies
@@ -61,7 +61,6 @@ class exact_normalizer(Policy):
 
     def require(self, name: str, found: SiteDependencies) -> None:
         """Any role is right, outside ``scan``."""
-        refuse_scan(name, found)
 
     def account(self, ebm: EBM, msg: dict[str, Any], found: SiteDependencies) -> EBM:
         """The computed log Z, with its numerical error."""

@@ -16,7 +16,7 @@ from ebm_ppl.distributions import EBM, find_ebms
 from ebm_ppl.errors import UnknownNormalizerError
 from ebm_ppl.handlers.callers import is_autoguide_setup, require_carried_state, require_random_keys
 from ebm_ppl.handlers.gradient import gradient_surrogate
-from ebm_ppl.handlers.policy import Policy, refuse_scan
+from ebm_ppl.handlers.policy import Policy
 from ebm_ppl.handlers.rows import Rows, find_rows, fingerprint
 from ebm_ppl.handlers.tracking import TrackedNormalizer, init_tracking, track
 from ebm_ppl.provenance import SiteDependencies
@@ -124,7 +124,6 @@ class negative_phase(Policy):
 
     def require(self, name: str, found: SiteDependencies) -> None:
         """The gradient of log Z alone must do, from the chains there are."""
-        refuse_scan(name, found)
         if found.weight:
             sites = ", ".join(sorted(found.weight))
             raise UnknownNormalizerError(

@@ -15,6 +15,7 @@ from ebm_ppl.checks import check_rows, is_traced
 from ebm_ppl.distributions import EBM, find_ebms, map_ebms
 from ebm_ppl.errors import UnknownNormalizerError
 from ebm_ppl.provenance import SiteDependencies, ebm_dependencies
+from ebm_ppl.roles import refuse_scan
 from ebm_ppl.types import Array
 
 
@@ -54,6 +55,7 @@ class Policy(Messenger):
             found = ebm_dependencies(self.fn, args, kwargs)
             for name, site in found.items():
                 if not site.is_normalized:
+                    refuse_scan(name, site)
                     self.require(name, site)
             if key is not None:
                 self._proofs[key] = found
@@ -112,20 +114,6 @@ def require_whole_model(handler: str) -> None:
         raise UnknownNormalizerError(
             f"{handler}: got a part of a model that has already sampled {{{', '.join(moving)}}}, on which its log Z may "
             f"depend unseen; expected the whole model, as in {handler}(model)."
-        )
-
-
-def refuse_scan(name: str, found: SiteDependencies) -> None:
-    """An EBM site inside NumPyro's ``scan`` depends on itself, as far as provenance can see.
-
-    Raises:
-        UnknownNormalizerError: it does.
-    """
-    if name in found.latents:
-        raise UnknownNormalizerError(
-            f"site '{name}': its potential depends on its own value outside the event, as it does for a site inside "
-            "numpyro.contrib.control_flow.scan, so log Z cannot be proved constant. Declare the EBM outside the scan, "
-            "or give it a log_normalizer."
         )
 
 

@@ -11,7 +11,7 @@ from jax.scipy.special import logsumexp
 from ebm_ppl.checks import check_count
 from ebm_ppl.distributions import EBM, find_ebms
 from ebm_ppl.errors import UnknownNormalizerError
-from ebm_ppl.handlers.policy import Policy, refuse_scan
+from ebm_ppl.handlers.policy import Policy
 from ebm_ppl.handlers.simulate import simulate
 from ebm_ppl.provenance import SiteDependencies, ebm_dependencies
 from ebm_ppl.types import Array, Kernel, Key
@@ -153,7 +153,6 @@ class surrogate_normalizer(Policy):
 
     def require(self, name: str, found: SiteDependencies) -> None:
         """One fixed pool must serve all values that the inference will visit."""
-        refuse_scan(name, found)
         if found.params:
             raise UnknownNormalizerError(
                 f"site '{name}': its potential depends on numpyro.param {{{', '.join(sorted(found.params))}}}, which "

@@ -62,6 +62,6 @@ class SurrogateNUTS(NUTS):
 
 _REFUSAL = (
     "SurrogateNUTS: a trajectory diverged after warm-up: it left the region where the pool represents the EBM (its "
-    "effective sample size fell below min_ess), so that the posterior would be cut off there. Make the pool larger, or at a value "
-    "nearer the bulk of the posterior, or use ebm_ppl.infer.Exchange, which needs no pool."
+    "effective sample size fell below min_ess), so that the posterior would be cut off there. Make the pool larger, or at "
+    "a value nearer the bulk of the posterior, or use ebm_ppl.infer.Exchange, which needs no pool."
 )

@@ -1,5 +1,7 @@
 """Statistical checks with a stated false-failure rate and power, for the suite and for people who write kernels."""
 
+from ebm_ppl.testing.calibration import rank_test as rank_test
+from ebm_ppl.testing.calibration import simulation_based_calibration as simulation_based_calibration
 from ebm_ppl.testing.kernels import ExactTarget as ExactTarget
 from ebm_ppl.testing.kernels import exact_start_invariance as exact_start_invariance
 from ebm_ppl.testing.kernels import exact_start_reversibility as exact_start_reversibility

@@ -1,0 +1,127 @@
+"""Annealing: weighted particles carried from one density to another through a path between them."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from ebm_ppl.checks import check_count
+from ebm_ppl.normalizer.unconstrained import LogDensity
+from ebm_ppl.sampling import advance
+from ebm_ppl.types import Array, Event, Info, Kernel, Key, PyTree, SamplerState, Scalar
+
+
+class Particles(NamedTuple):
+    """A population of weighted particles. It is a constant: no gradient flows into it.
+
+    Attributes:
+        position: ``(particle, *event)``, or a pytree of such arrays; with rows ``(particle, *batch, *event)``.
+        log_weight: Log importance weights, ``(particle,)`` or ``(particle, *batch)``, not normalised.
+        info: What the kernel did: acceptance averaged over the steps (NaN without any), whether any step diverged, and
+            gradients in total; the shape of ``log_weight``.
+    """
+
+    position: PyTree
+    log_weight: Array
+    info: Info
+
+
+def anneal(
+    key: Key,
+    position: PyTree,
+    start_logdensity: LogDensity,
+    end_logdensity: LogDensity,
+    *,
+    kernel: Kernel,
+    num_temperatures: int,
+    num_steps: int = 1,
+) -> Particles:
+    """Annealed importance sampling along ``f_b = start^(1 - b) end^b`` with ``b = 0, 1/(K+1), ..., 1``.
+
+    Particle ``x_0`` is a draw of the start, ``x_k`` comes from ``x_{k-1}`` by steps that leave ``f_{k/(K+1)}``
+    invariant, and ``log w = sum_{k=0}^{K} (log end(x_k) - log start(x_k)) / (K + 1)``. Then ``E[w] = Z_end / Z_start``,
+    and the weighted particles stand for the end. Without intermediate densities (``K = 0``) the weight is the plain
+    importance ratio ``end(x_0) / start(x_0)`` and nothing moves.
+
+    Args:
+        key: Random key.
+        position: Draws of the start, ``(particle, *event)`` or a pytree of such arrays.
+        start_logdensity: ``log start`` of one event, up to a constant.
+        end_logdensity: ``log end`` of one event, up to a constant.
+        kernel: From :mod:`ebm_ppl.kernels`, one that leaves its target invariant: a biased kernel biases ``w``.
+        num_temperatures: ``K``, the number of intermediate densities, ``>= 0``.
+        num_steps: Kernel steps at each of them.
+
+    Returns:
+        The particles at the end of the path, with their weights.
+
+    Raises:
+        TypeError: a count is not a whole number, or a log density is not a real floating scalar.
+        ValueError: a count is too small, or a log density does not fit one event.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, ebm_ppl as ebm
+        >>> draws = jax.random.normal(jax.random.key(0), (1000,))
+        >>> start, end = (lambda x: -0.5 * x**2), (lambda x: -0.5 * (x - 1.0) ** 2 / 0.25)
+        >>> kernel = ebm.kernels.mala(step_size=0.2)
+        >>> particles = anneal(jax.random.key(1), draws, start, end, kernel=kernel, num_temperatures=20)
+        >>> ratio = jnp.exp(particles.log_weight).mean()  # exactly 1/2 on average
+        >>> bool(abs(ratio - 0.5) < 0.05)
+        True
+
+    References:
+        Neal (2001), Annealed importance sampling, Statistics and Computing 11, arXiv:physics/9803008; Murray, Ghahramani,
+        MacKay (2006), MCMC for doubly-intractable distributions, arXiv:1206.6848, section 2.3 (the ratio in bridged
+        exchange).
+    """
+    check_count("num_temperatures", num_temperatures, 0)
+    check_count("num_steps", num_steps)
+    position = jax.lax.stop_gradient(jax.tree.map(jnp.asarray, position))
+    event = jax.tree.map(lambda x: x[0], position)
+    start, end = _constant(start_logdensity, event), _constant(end_logdensity, event)
+    bridge = _Bridge(start, end)
+    step = 1.0 / (num_temperatures + 1)
+
+    def log_ratio(position: PyTree) -> Array:
+        return step * jax.vmap(lambda event: end(event) - start(event))(position)
+
+    def move(carry: tuple[PyTree, Array, Info], inputs: tuple[Key, Array]) -> tuple[tuple[PyTree, Array, Info], None]:
+        position, log_weight, total = carry
+        key, inverse_temperature = inputs
+        sampler = SamplerState(position, jnp.zeros_like(log_weight), kernel)
+        sampler, info = advance(key, Partial(bridge, inverse_temperature), sampler, num_steps)
+        total = Info(
+            total.acceptance_rate + info.acceptance_rate / num_temperatures,
+            total.is_divergent | info.is_divergent,
+            total.num_gradients + info.num_gradients,
+        )
+        return (sampler.position, log_weight + log_ratio(sampler.position), total), None
+
+    log_weight = log_ratio(position)
+    num_particles = log_weight.shape[0]
+    acceptance = jnp.full(num_particles, 0.0 if num_temperatures else jnp.nan, jnp.float32)
+    none_yet = Info(acceptance, jnp.zeros(num_particles, bool), jnp.zeros(num_particles, jnp.int32))
+    carry = position, log_weight, none_yet
+    if num_temperatures:
+        inverse_temperatures = step * jnp.arange(1, num_temperatures + 1, dtype=log_weight.dtype)
+        keys = jax.random.split(key, num_temperatures)
+        carry, _ = jax.lax.scan(move, carry, (keys, inverse_temperatures))
+    return Particles(*carry)
+
+
+class _Bridge:
+    """The potential ``-(1 - b) log start - b log end`` of one event."""
+
+    def __init__(self, start: LogDensity, end: LogDensity):
+        self.start, self.end = start, end
+
+    def __call__(self, inverse_temperature: Array, event: Event) -> Scalar:
+        return -(1.0 - inverse_temperature) * self.start(event) - inverse_temperature * self.end(event)
+
+
+def _constant(log_density: LogDensity, event: Event) -> LogDensity:
+    """The same function with everything that it holds or closes over as a constant of differentiation."""
+    converted, held = jax.closure_convert(log_density, event)
+    held: Any = jax.lax.stop_gradient(held)
+    return lambda event: converted(event, *held)
