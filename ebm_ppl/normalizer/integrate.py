@@ -88,7 +88,8 @@ def log_integral(log_density: LogDensity, axis: Axis, num_problems: int, num_pan
     if axis.has_tails:
         both_ways = jnp.concatenate([t, -t[::-1]], axis=1), jnp.concatenate([height, height[::-1]], axis=1)
         tails = _map(placement.tail)(*both_ways).reshape(2, num_problems).sum(axis=0)
-        error += jnp.exp(jnp.max(log_mass, axis=0) - total) * tails
+        top = jnp.max(jnp.where(jnp.isnan(log_mass), -jnp.inf, log_mass), axis=0)
+        error += jnp.exp(top - total) * tails
     # Whatever the rule, a floating-point number has an error of its own.
     error += jnp.finfo(t.dtype).eps * jnp.abs(total)
     return Integral(total, jax.lax.stop_gradient(jnp.where(jnp.isnan(error), jnp.inf, error)))

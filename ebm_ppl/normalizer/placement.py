@@ -94,18 +94,18 @@ def panel_edges(t: Array, height: Array, num_edges: int) -> Array:
 
 
 def tail(t: Array, height: Array) -> Array:
-    """Mass beyond the last node with density, extrapolated exponentially, relative to ``exp(max)``.
+    """Mass beyond the last node with density, relative to ``exp(max)``: the fall from the mode to it goes on as a line.
 
-    Infinite where the density does not fall there: the mass goes on, or is cut off.
+    Infinite where nothing falls: the mass goes on, or is cut off.
     """
     index = jnp.arange(t.size)
-    last_alive = jnp.max(jnp.where(height > ALIVE, index, 1))
+    last_alive = jnp.max(jnp.where(height > ALIVE, index, 0))
     # The node after the last one with mass has less beyond it, if it is there.
     after = jnp.minimum(last_alive + 1, t.size - 1)
     last = jnp.where(height[after] > FLOOR / 2, after, last_alive)
-    drop = height[last - 1] - height[last]
-    length = (t[last] - t[last - 1]) / jnp.where(drop > 0, drop, 1.0)
-    return jnp.where(drop > 0, jnp.exp(height[last]) * length, jnp.inf)
+    drop = -height[last]
+    length = (t[last] - t[jnp.argmax(height)]) / jnp.where(drop > 0, drop, 1.0)
+    return jnp.where(drop > 0, jnp.exp(-drop) * length, jnp.inf)
 
 
 def middle(t: Array, height: Array) -> tuple[Array, Array]:
