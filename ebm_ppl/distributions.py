@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
@@ -130,6 +131,7 @@ class EBM(dist.Distribution):
         if type(potential) is functools.partial:
             # What flax_module returns. As a Partial its arrays are leaves, and cross jit and vmap.
             potential = Partial(potential.func, *potential.args, **potential.keywords)
+        base = jax.tree.map(_in_session_precision, base)
         batch_shape, one_condition = base.batch_shape, ()
         if condition is not None:
             condition = jax.tree.map(jnp.asarray, condition)
@@ -140,7 +142,7 @@ class EBM(dist.Distribution):
         # A Distribution crosses jit as a pytree whose leaves must be arrays, while modules also hold functions.
         self._parameters, structure = eqx.partition((potential, sampler), eqx.is_array)
         self._structure = _Static(structure)
-        self._shapes = tuple(leaf.shape for leaf in jax.tree.leaves(self._parameters))
+        self._shapes = tuple(jnp.shape(leaf) for leaf in jax.tree.leaves((self._parameters, condition)))
         self.base = base
         self.condition = condition
         super().__init__(batch_shape, base.event_shape, validate_args=validate_args)
@@ -167,7 +169,7 @@ class EBM(dist.Distribution):
         children = {name: self.__dict__.get(name) for name in EBM.pytree_data_fields}
         static = (self._structure, self._shapes, self.normalizer_kind)
         shapes = (self._batch_shape, self._event_shape, self.__dict__.get("_validate_args"))
-        return ({**children, "base": named(children["base"])},), (static, shapes)
+        return ({name: named(value) for name, value in children.items()},), (static, shapes)
 
     @classmethod
     def tree_unflatten(cls, aux_data: tuple, params: tuple) -> "EBM":
@@ -175,7 +177,7 @@ class EBM(dist.Distribution):
         (structure, recorded, kind), (batch_shape, event_shape, validate_args) = aux_data
         new = cls.__new__(cls)
         for name, value in params[0].items():
-            setattr(new, name, unnamed(value) if name == "base" else value)
+            setattr(new, name, unnamed(value))
         new._structure, new._shapes, new.normalizer_kind = structure, recorded, kind
         new._batch_shape, new._event_shape = batch_shape, event_shape
         if validate_args is not None:
@@ -228,11 +230,21 @@ class EBM(dist.Distribution):
         Raises:
             ValueError: ``value`` does not end in the event shape, or its rows do not match the batch shape.
         """
+        self._require_shown_rows()
         value = jnp.asarray(value)
         value = jnp.broadcast_to(value, self._check_value(value) + self.event_shape)
         inside, safe = self.inside(value)
         log_prob = self.base.log_prob(safe) - self.energy(safe)
         return jnp.where(inside, log_prob, -jnp.inf)
+
+    def _require_shown_rows(self) -> None:
+        """An EBM that was built under ``vmap`` has rows that its batch shape does not show."""
+        leaves = jax.tree.leaves((self._parameters, self.condition))
+        if any(jnp.ndim(leaf) > len(shape) for leaf, shape in zip(leaves, self._shapes, strict=True)):
+            raise ValueError(
+                f"EBM: got parameters with rows that the batch shape {self.batch_shape} does not show, as from jax.vmap, "
+                "expected promote_batch_shape(ebm) (from numpyro.distributions.batch_util)."
+            )
 
     def inside(self, value: Array) -> tuple[Array, Array]:
         """Which events lie in the support, and the events with the others replaced by feasible ones."""
@@ -339,7 +351,7 @@ class EBM(dist.Distribution):
         new = copy.copy(self)
         new._parameters, structure = eqx.partition((self.potential, sampler), eqx.is_array)
         new._structure = _Static(structure)
-        new._shapes = tuple(leaf.shape for leaf in jax.tree.leaves(new._parameters))
+        new._shapes = tuple(jnp.shape(leaf) for leaf in jax.tree.leaves((new._parameters, new.condition)))
         return new
 
     def __repr__(self) -> str:
@@ -350,6 +362,11 @@ class EBM(dist.Distribution):
             f"EBM(potential={name}, base={type(self.base).__name__}, batch_shape={self.batch_shape}, "
             f"event_shape={self.event_shape}, log Z {kind} with respect to {_reference_measure(self.base)})"
         )
+
+
+def _in_session_precision(leaf: Any) -> Any:
+    """NumPyro broadcasts Python numbers to 64-bit NumPy arrays, which nobody wrote."""
+    return jnp.asarray(leaf) if isinstance(leaf, np.ndarray) and leaf.dtype == np.float64 else leaf
 
 
 def _rows_of(condition: PyTree, batch_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -423,12 +440,24 @@ class _ParametersAsCondition(eqx.Module):
         return eqx.combine(parameters, self.structure.value)[0](event, *rest)
 
 
+class _SamplerByRow(eqx.Module):
+    """A simulator whose parameters differ from row to row."""
+
+    parameters: PyTree
+    structure: _Static = eqx.field(static=True)
+
+    def __call__(self, key: Key, potential: RowPotential, num_samples: int) -> Array:
+        own = jax.tree.map(lambda leaf: leaf[potential.row], self.parameters)
+        return eqx.combine(own, self.structure.value)[1](key, potential, num_samples)
+
+
 @_promotes.register
 def _promote_batch_shape(ebm: EBM) -> EBM:
     """An EBM that was built under ``vmap`` and left it with one row axis on every leaf."""
     base = _promotes(ebm.base)
     parameters = jax.tree.leaves(ebm._parameters)
-    lead = [leaf.shape[: leaf.ndim - len(shape)] for leaf, shape in zip(parameters, ebm._shapes, strict=True)]
+    leaves = jax.tree.leaves((ebm._parameters, ebm.condition))
+    lead = [leaf.shape[: leaf.ndim - len(shape)] for leaf, shape in zip(leaves, ebm._shapes, strict=True)]
     lead.append(base.batch_shape[: len(base.batch_shape) - len(ebm.base.batch_shape)])
     if ebm.log_normalizer is not None:
         lead.append(ebm.log_normalizer.shape[: max(ebm.log_normalizer.ndim - len(ebm.batch_shape), 0)])
@@ -445,10 +474,11 @@ def _promote_batch_shape(ebm: EBM) -> EBM:
         _ParametersAsCondition(ebm._structure) if parameters else ebm.potential,
         base,
         condition=condition,
-        sampler=ebm.sampler,
+        sampler=None if ebm.sampler is None else _SamplerByRow(ebm._parameters, ebm._structure),
     )
     if ebm.log_normalizer is not None:
         new._set_normalizer(ebm.log_normalizer, ebm.normalizer_kind)
+        new.log_normalizer_error = ebm.log_normalizer_error
     return new
 
 

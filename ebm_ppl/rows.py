@@ -39,11 +39,19 @@ class RowPotential(eqx.Module):
         value = jnp.broadcast_to(event, base.batch_shape + ebm.event_shape)
         inside, safe = ebm.inside(value)
         inside, log_base = self._own(inside), self._own(base.log_prob(safe))
-        arguments = ()
-        if ebm.condition is not None:
-            arguments = (jax.tree.map(lambda c: c[self.row % c.shape[0]], ebm.condition),)
-        energy = ebm.potential(self._own(safe, ebm.event_dim), *arguments)
+        energy = ebm.potential(self._own(safe, ebm.event_dim), *self._condition())
         return jnp.where(inside, energy - log_base, jnp.inf)
+
+    def on_support(self, event: Event) -> Scalar:
+        """The energy of an event that a transform put on the support, where rounding may make the check say otherwise."""
+        ebm, base = self.ebm, _shared(self.ebm.base)
+        value = jnp.broadcast_to(event, base.batch_shape + ebm.event_shape)
+        return ebm.potential(event, *self._condition()) - self._own(base.log_prob(value))
+
+    def _condition(self) -> tuple[Any, ...]:
+        if self.ebm.condition is None:
+            return ()
+        return (jax.tree.map(lambda c: c[self.row % c.shape[0]], self.ebm.condition),)
 
     def to_event(self, unconstrained: Event) -> tuple[Event, Scalar]:
         """One unconstrained point as an event, with the log absolute Jacobian there."""
@@ -84,4 +92,4 @@ class UnconstrainedPotential(eqx.Module):
     def __call__(self, unconstrained: Event) -> Scalar:
         """Energy of one unconstrained point."""
         event, log_jacobian = self.row.to_event(unconstrained)
-        return self.row(event) - log_jacobian
+        return self.row.on_support(event) - log_jacobian

@@ -3,8 +3,8 @@
 ``biject_to(constraints.circular)`` cuts the circle at pi, so a mode there is split in two that no chain crosses;
 ``biject_to(constraints.sphere)`` does not exist. An :class:`~ebm_ppl.distributions.EBM` replaces both by constraints with
 the same points and a map from unconstrained space that a chain can use. The maps are not one to one, but they push the
-law of the chain onto the law of the site exactly, which is what NumPyro's potentials, autoguides and our own negative
-phase ask of a transform.
+law of a chain onto the law of the site exactly, which is what MCMC and our own negative phase ask of a transform. (An
+autoguide on the circle is refused: pulled back to the line, the density is improper.)
 """
 
 import math

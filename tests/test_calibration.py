@@ -89,6 +89,7 @@ def test_ties_of_a_discrete_quantity_are_broken_at_random(key):
     rank_test(ranks["sign"], 19).raise_if_failed()
 
 
+@pytest.mark.slow
 def test_blocks_change_nothing(key):
     one = normal_ranks(key, normal_posterior, block_size=NUM_SIMULATIONS)
     other = normal_ranks(key, normal_posterior, block_size=300)

@@ -313,6 +313,7 @@ def rate_model(x):
         numpyro.sample("x", ebm.EBM(energy, dist.ImproperUniform(constraints.positive, (), ())), obs=x)
 
 
+@pytest.mark.slow
 def test_inner_chains_on_a_bounded_support(key):
     x = jax.random.exponential(jax.random.key(2), (10,)) / 1.5
     kernel = Exchange(rate_model, inner_kernel=kernels.mala(step_size=0.4), inner_steps=15)
@@ -322,6 +323,7 @@ def test_inner_chains_on_a_bounded_support(key):
     assert 0.5 < extra["inner_accept_prob"].mean() < 0.99
 
 
+@pytest.mark.slow
 def test_inner_chains_that_are_too_short_are_flagged(key):
     """One MALA step leaves the auxiliary data near the data, and the posterior falls towards the prior."""
     model = functools.partial(precision_model, has_sampler=False)
@@ -456,6 +458,7 @@ def test_a_block_of_gibbs(key):
     assert extra[fields[0]][:, -1].mean() == pytest.approx(0.3, abs=0.07)
 
 
+@pytest.mark.slow
 @donation
 def test_the_gibbs_function_of_hmc_gibbs(key):
     model = constant_normalizer(nuisance_model, given=["log_precision"])

@@ -99,6 +99,7 @@ def test_minibatches_leave_the_chains_of_other_rows_alone(key):
     assert 1 <= moved.sum() <= 50
 
 
+@pytest.mark.slow
 def test_a_run_in_two_parts_is_the_same_run(key):
     whole, _ = fit(key, num_steps=20)
     half, _ = fit(key, num_steps=10)

@@ -333,7 +333,8 @@ def test_the_joint_of_a_random_network_is_prior_and_normalised_likelihood(kind):
         np.testing.assert_allclose(gradient[name], expected_gradient[name], rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["linen", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("eqx", "nnx"))])
+@pytest.mark.slow
+@all_kinds
 def test_nuts_moves_the_weights_of_a_random_network(kind):
     mcmc = MCMC(NUTS(bits(kind, PRIOR), max_tree_depth=4), num_warmup=20, num_samples=5, progress_bar=False)
     mcmc.run(jax.random.key(0), extra_fields=("potential_energy",))

@@ -469,6 +469,25 @@ def test_what_drops_the_chains_is_refused_early():
             svi.run(jax.random.key(0), 3, TILTED, progress_bar=False)
 
 
+def test_stable_updates_that_would_learn_nothing_are_refused():
+    svi = SVI(negative_phase(tilted, kernel=MALA), lambda data: None, optax.adam(0.05), Trace_ELBO())
+    with pytest.raises(ebm.UnknownNormalizerError, match=r"stable_update rejects every update.*tracked"):
+        svi.run(jax.random.key(0), 3, TILTED, progress_bar=False, stable_update=True)
+
+
+def test_rows_of_a_batch_with_two_axes():
+    """Each row's fingerprint is its own, whatever the shape of the batch."""
+
+    def model(data):
+        w = numpyro.param("w", 0.0)
+        with numpyro.plate("columns", 4, dim=-1), numpyro.plate("rows", 3, dim=-2):
+            numpyro.sample("x", ebm.EBM(lambda x: -w * x, dist.Normal(jnp.zeros((3, 4)), 1.0)), obs=data)
+
+    svi = SVI(negative_phase(model, kernel=MALA, num_chains=8), lambda data: None, optax.adam(0.05), Trace_ELBO())
+    state = svi.run(jax.random.key(0), 3, jnp.zeros((3, 4)), progress_bar=False).state
+    assert state.mutable_state["x$chains"]["sampler"].position.shape == (12, 8)
+
+
 def test_without_persistence_several_particles_and_evaluation_work():
     model = negative_phase(tilted, kernel=ebm.kernels.mala(step_size=0.5), persistent=False, num_steps=20)
     svi = SVI(model, lambda data: None, optax.adam(0.05), Trace_ELBO(num_particles=2))

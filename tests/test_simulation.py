@@ -12,6 +12,7 @@ from numpyro.distributions import constraints, transforms
 from numpyro.infer import Predictive
 
 import ebm_ppl as ebm
+from ebm_ppl.chains import ChainSimulator
 from ebm_ppl.diagnostics import simulation_summary
 from ebm_ppl.handlers import constant_normalizer, simulate
 from ebm_ppl.testing import cdf_test
@@ -121,6 +122,20 @@ def test_as_a_context_manager_and_decorator():
     with handlers.seed(rng_seed=0), simulate(kernel=MALA, num_steps=4):
         inside = numpyro.sample("x", site())
     assert np.isfinite([float(inside), float(handlers.seed(decorated, 0)())]).all()
+
+
+def test_diagnostics_follow_the_site_under_scope(key):
+    """A scope renames the site after simulate has seen it."""
+    simulated = simulate(lambda: numpyro.sample("x", site()), kernel=MALA, num_steps=4)
+    draws = Predictive(handlers.scope(simulated, prefix="a"), num_samples=3)(key)
+    assert set(draws) == {"a/x", "a/x$acceptance_rate", "a/x$energy_drift"}
+
+
+def test_a_base_of_python_numbers_and_arrays(key):
+    """NumPyro turns the number into a 64-bit NumPy array, which nobody wrote."""
+    base = dist.Normal(jnp.zeros(2), 1.0).to_event(1)
+    draws = ebm.EBM(lambda v: v @ v, base).with_sampler(ChainSimulator(MALA, 20)).sample(key, (5,))
+    assert draws.shape == (5, 2)
 
 
 @pytest.mark.parametrize(

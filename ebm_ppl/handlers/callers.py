@@ -62,3 +62,17 @@ def require_carried_state(site: str) -> None:
                 f"site '{site}': {type(owner).__name__}(num_particles={owner.num_particles}) drops the chains of "
                 "negative_phase. Use num_particles=1, or negative_phase(..., persistent=False), which keeps none."
             )
+
+
+def require_no_stable_update(site: str) -> None:
+    """``SVI.stable_update`` throws away every update whose loss is NaN, and the loss of a gradient-only log Z is.
+
+    Raises:
+        UnknownNormalizerError: it is the caller.
+    """
+    if any(frame.f_code is SVI.stable_update.__code__ for frame in _callers()):
+        raise UnknownNormalizerError(
+            f"site '{site}': SVI.stable_update rejects every update whose loss is NaN, and the loss of negative_phase is, "
+            "unless log Z is tracked: nothing would be learned. Use negative_phase(..., loss_value='tracked'), or "
+            "stable_update=False."
+        )

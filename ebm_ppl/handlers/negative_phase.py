@@ -14,7 +14,12 @@ from ebm_ppl.chains import advance_chains, base_draws, chain_values, init_chains
 from ebm_ppl.checks import check_count
 from ebm_ppl.distributions import EBM, find_ebms
 from ebm_ppl.errors import UnknownNormalizerError
-from ebm_ppl.handlers.callers import is_autoguide_setup, require_carried_state, require_random_keys
+from ebm_ppl.handlers.callers import (
+    is_autoguide_setup,
+    require_carried_state,
+    require_no_stable_update,
+    require_random_keys,
+)
 from ebm_ppl.handlers.gradient import gradient_surrogate
 from ebm_ppl.handlers.policy import Policy
 from ebm_ppl.handlers.rows import Rows, find_rows, fingerprint
@@ -172,6 +177,8 @@ class negative_phase(Policy):
 
     def _with_persistent(self, key: Any, ebm: EBM, frozen: EBM, msg: dict[str, Any], found: SiteDependencies) -> EBM:
         require_carried_state(msg["name"])
+        if not self._is_tracked:
+            require_no_stable_update(msg["name"])
         rows = find_rows(ebm, msg, self._plates)
         init_key, move_key, track_key = jax.random.split(key, 3)
         initial: Any = self._new_bank(init_key, frozen, rows)
@@ -227,5 +234,5 @@ class negative_phase(Policy):
     def postprocess_message(self, msg: dict[str, Any]) -> None:
         """Note the indices of the plates; check observed values."""
         if msg["type"] == "plate":
-            self._plates[msg["name"]] = (msg["args"][0], msg["value"])
+            self._plates[self.name_inside(msg)] = (msg["args"][0], msg["value"])
         super().postprocess_message(msg)

@@ -14,8 +14,10 @@ from numpyro.primitives import _PYRO_STACK, Messenger
 from ebm_ppl.checks import check_rows, is_traced
 from ebm_ppl.distributions import EBM, find_ebms, map_ebms
 from ebm_ppl.errors import UnknownNormalizerError
+from ebm_ppl.handlers.callers import is_autoguide_setup
 from ebm_ppl.provenance import SiteDependencies, ebm_dependencies
 from ebm_ppl.roles import refuse_scan
+from ebm_ppl.supports import is_circular
 from ebm_ppl.types import Array
 
 
@@ -34,6 +36,7 @@ class Policy(Messenger):
         super().__init__(fn)
         self._proofs: dict[Any, dict[str, SiteDependencies]] = {}
         self._sites: dict[str, SiteDependencies] | None = None
+        self._names: dict[int, str] = {}
 
     def require(self, name: str, found: SiteDependencies) -> None:
         """Raise ``UnknownNormalizerError``, with the remedy, where this policy would be wrong for a site."""
@@ -59,11 +62,11 @@ class Policy(Messenger):
                     self.require(name, site)
             if key is not None:
                 self._proofs[key] = found
-        self._sites = found
+        self._sites, self._names = found, {}
         try:
             return super().__call__(*args, **kwargs)
         finally:
-            self._sites = None
+            self._sites, self._names = None, {}
 
     def _around(self, fn: Callable[..., Any]) -> "Policy":
         new = copy.copy(self)
@@ -72,6 +75,7 @@ class Policy(Messenger):
 
     def process_message(self, msg: dict[str, Any]) -> None:
         """Rewrite the EBMs of one sample site, under whatever wrappers they sit."""
+        self._names[id(msg)] = msg.get("name", "")
         if msg["type"] != "sample" or not find_ebms(msg["fn"]):
             return
         if self._sites is None:
@@ -86,9 +90,22 @@ class Policy(Messenger):
                 f"site '{msg['name']}': it was not there when the model was examined, so Python control flow decides "
                 "whether it exists. Pass what decides it as an argument of the model."
             )
+        if (
+            not msg["is_observed"]
+            and is_autoguide_setup()
+            and any(is_circular(e.support) for e in find_ebms(msg["fn"]))
+        ):
+            raise UnknownNormalizerError(
+                f"site '{msg['name']}': an autoguide spreads a circular EBM over ever more turns of the circle, and "
+                "its ELBO grows without bound. Use NUTS, or write a guide with a circular distribution: dist.VonMises."
+            )
         msg["fn"] = map_ebms(
             lambda ebm: ebm if ebm.log_normalizer is not None else self.account(ebm, msg, found), msg["fn"]
         )
+
+    def name_inside(self, msg: dict[str, Any]) -> str:
+        """The name of a site as the model has it: handlers further out, such as ``scope``, may have changed it since."""
+        return self._names.pop(id(msg), msg.get("name", ""))
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
         """Check observed values, also those that a handler around this one has supplied."""
@@ -142,7 +159,9 @@ def _signature(args: tuple, kwargs: dict[str, Any]) -> Any:
     """Shapes of arrays and values of everything else, which may steer Python control flow; ``None`` if unhashable."""
     leaves, structure = jax.tree.flatten((args, kwargs))
     key = tuple(
-        (leaf.shape, str(leaf.dtype)) if isinstance(leaf, jax.Array | np.ndarray) else (type(leaf), leaf)
+        (leaf.shape, str(leaf.dtype), _steering(leaf))
+        if isinstance(leaf, jax.Array | np.ndarray)
+        else (type(leaf), leaf)
         for leaf in leaves
     )
     try:
@@ -150,3 +169,11 @@ def _signature(args: tuple, kwargs: dict[str, Any]) -> Any:
     except TypeError:
         return None
     return structure, key
+
+
+def _steering(leaf: Any) -> bytes:
+    """The bytes of a concrete flag or of a few whole numbers: an array of these may steer Python control flow."""
+    is_flag = leaf.ndim == 0 or (leaf.size <= 16 and str(leaf.dtype).startswith(("bool", "int", "uint")))
+    if is_traced(leaf) or not is_flag or str(leaf.dtype).startswith("key"):
+        return b""
+    return np.asarray(leaf).tobytes()

@@ -108,22 +108,21 @@ def find_rows(ebm: EBM, msg: dict[str, Any], plates: dict[str, tuple[int, Array]
 
 def fingerprint(ebm: EBM, msg: dict[str, Any], found: SiteDependencies) -> Array | None:
     """One nonzero number per row, made of what is fixed about it: its observed value, and its condition if it is data."""
-    parts = []
+    num_rows, parts = math.prod(ebm.batch_shape), []
+    if not ebm.batch_shape:
+        return None
     if ebm.condition is not None and not found.condition:
-        parts.append(ebm.condition)
+        for leaf in jax.tree.leaves(ebm.condition):
+            parts.append(jnp.broadcast_to(leaf, ebm.batch_shape + leaf.shape[1:]))
     if msg["is_observed"]:
         value = jnp.asarray(msg["value"])
-        if value.shape[: max(value.ndim - msg["fn"].event_dim, 0)] == ebm.batch_shape:
+        if value.shape[: max(value.ndim - ebm.event_dim, 0)] == ebm.batch_shape:
             parts.append(value)
-    if not ebm.batch_shape or not parts:
+    if not parts:
         return None
-    num_rows = math.prod(ebm.batch_shape)
     total = jnp.zeros(num_rows, jnp.uint32)
-    for leaf in jax.tree.leaves(parts):
-        leaf = jax.lax.stop_gradient(jnp.asarray(leaf))
-        if leaf.shape[:1] != (num_rows,):
-            leaf = jnp.broadcast_to(leaf, ebm.batch_shape + leaf.shape[1:]) if leaf.ndim else leaf
-        bits = _bits(leaf.reshape(num_rows, -1))
+    for part in parts:
+        bits = _bits(jax.lax.stop_gradient(part).reshape(num_rows, -1))
         # Distinct odd multipliers, so that numbers that swap places change the sum; whole-number arithmetic, so that the
         # same data give the same number in every compiled program.
         multipliers = (

@@ -57,17 +57,19 @@ class simulate(Messenger):
             raise TypeError(f"kernel, sampler: got {given}, expected one of them.")
         self._kernel, self._sampler = kernel, sampler
         self._num_steps = check_count("num_steps", num_steps, 2)
-        self._reports: dict[str, dict[str, Array]] = {}
+        self._reports: dict[int, dict[str, Array]] = {}
+        self._names: dict[int, str] = {}
 
     def process_message(self, msg: dict[str, Any]) -> None:
         """Attach the sampler."""
         if msg["type"] == "sample" and find_ebms(msg["fn"]):
+            self._names[id(msg)] = msg["name"]
             msg["fn"] = map_ebms(
-                lambda ebm: ebm if ebm.sampler is not None else ebm.with_sampler(self._simulator(msg["name"])),
+                lambda ebm: ebm if ebm.sampler is not None else ebm.with_sampler(self._simulator(id(msg))),
                 msg["fn"],
             )
 
-    def _simulator(self, site: str) -> Simulator:
+    def _simulator(self, site: int) -> Simulator:
         if self._kernel is None:
             assert self._sampler is not None  # the constructor saw to it
             return self._sampler
@@ -75,6 +77,13 @@ class simulate(Messenger):
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
         """Record how the simulation went, where there was one."""
-        if msg["type"] == "sample":
-            for name, value in self._reports.pop(msg["name"], {}).items():
-                numpyro.deterministic(f"{msg['name']}${name}", value)
+        # By message, not by name: handlers further out, such as scope, have changed the name by now.
+        site = self._names.pop(id(msg), "")
+        for name, value in self._reports.pop(id(msg), {}).items():
+            numpyro.deterministic(f"{site}${name}", value)
+
+    def __exit__(self, *exception: Any) -> None:
+        """Forget everything, tracers of an interrupted simulation included."""
+        self._reports.clear()
+        self._names.clear()
+        super().__exit__(*exception)

@@ -10,7 +10,14 @@ import jax.numpy as jnp
 from ebm_ppl.checks import check_count, is_traced
 from ebm_ppl.normalizer.annealing import Particles, anneal
 from ebm_ppl.normalizer.result import LogNormalizer, from_log_weights
-from ebm_ppl.normalizer.unconstrained import constrain, holds_tracers, row_densities, sample_inverse, unconstrain
+from ebm_ppl.normalizer.unconstrained import (
+    constrain,
+    holds_tracers,
+    point_shape,
+    row_densities,
+    sample_inverse,
+    unconstrain,
+)
 from ebm_ppl.types import Array, Kernel, Key
 
 
@@ -132,7 +139,7 @@ def _typical(ebm: Any) -> tuple[Array, Array]:
     if ebm.support.is_discrete:
         event = ebm.support.feasible_like(jnp.zeros(ebm.batch_shape + ebm.event_shape, int))
         return event, event
-    shape = (*ebm.batch_shape, *ebm.transform.inverse_shape(ebm.event_shape))
+    shape = (*ebm.batch_shape, *point_shape(ebm))
     points = jnp.broadcast_to(jnp.array([-3.0, -1.0, 1.0, 3.0]).reshape(-1, *(1,) * len(shape)), (4, *shape))
     return points, ebm.transform(points)
 
@@ -146,8 +153,7 @@ def _anneal_rows(
     position = unconstrain(invert_key, ebm, draws)
     num_rows = math.prod(ebm.batch_shape)
     # Rows have kernels of their own: (particle, *batch, *point) -> (row, particle, *point).
-    point_shape = position.shape[1 + len(ebm.batch_shape) :]
-    position = jnp.swapaxes(position.reshape(num_particles, num_rows, *point_shape), 0, 1)
+    position = jnp.swapaxes(position.reshape(num_particles, num_rows, *point_shape(ebm)), 0, 1)
 
     def run_row(key: Key, row: Array, position: Array) -> Particles:
         start, end = row_densities(ebm, reference, row)

@@ -55,7 +55,8 @@ def log_integral(log_density: LogDensity, axis: Axis, num_problems: int, num_pan
         >>> from ebm_ppl.normalizer.axes import RealLine
         >>> line = RealLine(jnp.zeros(1), jnp.ones(1))
         >>> f = lambda z: (-0.5 * ((z - 30.0) / 0.05) ** 2, 0.0 * z)
-        >>> value, error = log_integral(f, line, num_problems=1, num_panels=16, num_search=96)
+        >>> run = jax.jit(lambda line: log_integral(f, line, num_problems=1, num_panels=16, num_search=96))
+        >>> value, error = run(line)
         >>> bool(abs(value[0] - jnp.log(0.05 * (2 * jnp.pi) ** 0.5)) < 1e-5)
         True
 

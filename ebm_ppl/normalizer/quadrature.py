@@ -11,7 +11,7 @@ from ebm_ppl.checks import check_count
 from ebm_ppl.normalizer.axes import Axis, Circle, RealLine
 from ebm_ppl.normalizer.integrate import PANEL_NODES, Integral, log_integral
 from ebm_ppl.normalizer.result import LogNormalizer
-from ebm_ppl.normalizer.unconstrained import constrain, holds_tracers
+from ebm_ppl.normalizer.unconstrained import constrain, holds_tracers, point_shape
 from ebm_ppl.types import Array
 
 TOLERANCE = 1e-3
@@ -56,20 +56,21 @@ def quadrature(ebm: Any, *, num_nodes: int | None = None) -> LogNormalizer:
             f"quadrature: got the discrete support {ebm.support}, expected a continuous one. Sum over its states with "
             "ebm_ppl.normalizer.enumerate_states."
         )
-    shape = ebm.transform.inverse_shape(ebm.event_shape)
-    dimension = math.prod(shape)
+    dimension = math.prod(point_shape(ebm))
     if not 1 <= dimension <= 2:
         raise ValueError(
             f"quadrature: got an event of shape {ebm.event_shape} with {dimension} unconstrained dimensions, expected 1 or "
             "2. Use ebm_ppl.normalizer.annealed_importance."
         )
-    num_nodes = check_count("num_nodes", num_nodes or (480, 240)[dimension - 1], PANEL_NODES)
+    if num_nodes is None:
+        num_nodes = (480, 240)[dimension - 1]
+    check_count("num_nodes", num_nodes, PANEL_NODES)
     run = _quadrature if holds_tracers(ebm) else _compiled_quadrature
     return run(ebm, _axis(ebm.transform), num_nodes)
 
 
 def _quadrature(ebm: Any, axis: Axis, num_nodes: int) -> LogNormalizer:
-    dimension = math.prod(ebm.transform.inverse_shape(ebm.event_shape))
+    dimension = math.prod(point_shape(ebm))
     num_rows = math.prod(ebm.batch_shape)
     num_panels = -(-num_nodes // PANEL_NODES)
     # Fewer nodes than 96 over the whole reach of the line would miss modes.
@@ -119,7 +120,7 @@ def log_density(ebm: Any, z: Array) -> Array:
 
     def evaluate(z: Array) -> Array:
         """One point for every row: ``(row, d) -> (row,)``."""
-        z = z.reshape(*ebm.batch_shape, *ebm.transform.inverse_shape(ebm.event_shape))
+        z = z.reshape(*ebm.batch_shape, *point_shape(ebm))
         event, log_jacobian = constrain(ebm, z)
         return (ebm.unnormalized_log_prob(event) + log_jacobian).reshape(-1)
 

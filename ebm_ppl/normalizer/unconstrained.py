@@ -27,6 +27,14 @@ def holds_tracers(ebm: Any) -> bool:
     return is_traced(ebm) or is_traced(ebm.unnormalized_log_prob(event))
 
 
+def point_shape(ebm: Any) -> tuple[int, ...]:
+    """Shape of one unconstrained point of one row."""
+    if ebm.support.is_discrete:
+        return ebm.event_shape
+    # With the rows, because the edges of a support may have them, and NumPyro adds theirs to the shape.
+    return ebm.transform.inverse_shape(ebm.batch_shape + ebm.event_shape)[len(ebm.batch_shape) :]
+
+
 def constrain(ebm: Any, position: Array) -> tuple[Array, Array]:
     """Events and log Jacobians, ``(*lead, *batch, *point) -> (*lead, *batch, *event), (*lead, *batch)``."""
     if ebm.support.is_discrete:
