@@ -57,7 +57,7 @@ def init_chains(
     if start is None:
         start = base_draws(key, ebm, (num_chains,), rows)
     if start is None:
-        shape = (num_chains, *rows, *transform.inverse_shape(ebm.event_shape))
+        shape = (num_chains, *transform.inverse_shape((*rows, *ebm.event_shape)))
         position = jax.random.uniform(key, shape, minval=-2.0, maxval=2.0)
     else:
         position = transform.inv(jnp.broadcast_to(start, (num_chains, *rows, *ebm.event_shape)))

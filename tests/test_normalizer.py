@@ -6,6 +6,7 @@ import math
 import sys
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -531,16 +532,31 @@ def test_without_temperatures_the_weight_is_the_plain_ratio(key):
     assert not particles.info.num_gradients.any()
 
 
-def test_no_gradient_flows_through_an_annealing(key):
-    def weight(a):
-        draws = jnp.ones((4, 2)) * a
-        particles = anneal(
-            key, draws, lambda x: -a * jnp.sum(x**2), lambda x: -jnp.sum((x - a) ** 2),
-            kernel=kernels.mala(step_size=0.1), num_temperatures=3,
-        )  # fmt: skip
-        return jnp.sum(particles.log_weight) + jnp.sum(particles.position)
+class Quadratic(eqx.Module):
+    precision: jax.Array
 
-    assert fast_jit(jax.grad(weight))(0.7) == 0.0
+    def __call__(self, event):
+        return -0.5 * self.precision * (event["a"] ** 2 + jnp.sum(event["b"] ** 2))
+
+
+def test_no_gradient_flows_through_an_annealing(key):
+    """Of events that are pytrees, between densities that are modules, for a batch of them."""
+
+    def annealed(precision):
+        draws = {"a": jnp.ones(4) * precision, "b": jnp.ones((4, 2))}
+        end = lambda event: Quadratic(2 * precision)(event) - precision
+        return anneal(
+            key, draws, Quadratic(precision), end, kernel=kernels.hmc(0.1, 3), num_temperatures=3, num_steps=2
+        )
+
+    def total(precision):
+        particles = jax.vmap(annealed)(precision)
+        return jnp.sum(particles.log_weight) + jnp.sum(particles.position["b"]), particles.info
+
+    gradient, info = fast_jit(jax.grad(total, has_aux=True))(jnp.array([0.5, 1.5]))
+    assert (gradient == 0.0).all()
+    assert (info.num_gradients == 3 * (2 * 3 + 1)).all()
+    assert (info.acceptance_rate > 0.5).all()
 
 
 def test_annealing_says_when_its_weights_are_useless(key):

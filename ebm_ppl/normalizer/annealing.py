@@ -122,6 +122,7 @@ class _Bridge:
 
 def _constant(log_density: LogDensity, event: Event) -> LogDensity:
     """The same function with everything that it holds or closes over as a constant of differentiation."""
-    converted, held = jax.closure_convert(log_density, event)
+    # Wrapped, because a module that holds traced arrays has no hash.
+    converted, held = jax.closure_convert(lambda event: log_density(event), event)
     held: Any = jax.lax.stop_gradient(held)
     return lambda event: converted(event, *held)

@@ -34,7 +34,7 @@ def masses(t: Array, height: Array) -> Array:
     # (1 - exp(-d)) / d, with its limit.
     is_flat = drop < 1e-3
     mean = jnp.where(is_flat, 1.0 - drop / 2, -jnp.expm1(-drop) / jnp.where(is_flat, 1.0, drop))
-    # Powers of the height underflow far out; the floor of the logarithm keeps the empty total out of the division.
+    # Where there is no density at all every mass is zero, and stays so.
     mass = jnp.exp(jnp.maximum(height[1:], height[:-1])) * mean * jnp.diff(t)
     return mass / jnp.maximum(jnp.sum(mass), jnp.finfo(mass.dtype).tiny)
 

@@ -57,11 +57,9 @@ def _row(value: Any, error: Any, ess: Any, khat: Any, num_gradients: Any, reliab
     decimals = 3 if not error > 0 or not np.isfinite(error) else int(np.clip(-np.floor(np.log10(error)), 3, 9))
     notes = [f"ess {ess:.0f}"] if np.isfinite(ess) else []
     notes += [f"khat {khat:.2f}"] if np.isfinite(khat) else []
-    if error == 0:
-        text, notes = f"log Z = {value:.6f}", ["exact"]
-    else:
-        text = f"log Z = {value:.{decimals}f} ± {error:.{decimals}f}"
-    text += f" ({', '.join(notes)})" if notes else ""
+    if error == 0 and not notes:
+        return f"log Z = {value:.6f} (exact)" if reliable else f"log Z = {value:.6f}, UNRELIABLE"
+    text = f"log Z = {value:.{decimals}f} ± {error:.{decimals}f}" + (f" ({', '.join(notes)})" if notes else "")
     return text if reliable else f"{text}, UNRELIABLE"
 
 
@@ -78,7 +76,7 @@ def from_log_weights(log_weight: Array, num_gradients: Array) -> LogNormalizer:
 
     Example:
         >>> from_log_weights(jnp.zeros(1000), jnp.zeros((), int))
-        log Z = 0.000000 (exact)
+        log Z = 0.000 ± 0.000 (ess 1000)
     """
     log_weight = jax.lax.stop_gradient(log_weight)
     num_particles = log_weight.shape[0]
