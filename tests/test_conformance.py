@@ -744,6 +744,23 @@ def test_rows_that_the_shape_does_not_show_give_no_answer(leave, num):
         leave(build, num).log_prob(jnp.zeros(num))
 
 
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda site: site.unnormalized_log_prob(jnp.zeros(3)),
+        lambda site: site.energy(jnp.zeros(3)),
+        lambda site: site.sample(jax.random.key(0), (3,)),
+    ],
+    ids=["unnormalized_log_prob", "energy", "sample"],
+)
+def test_nothing_answers_for_rows_that_the_shape_does_not_show(ask):
+    def build(loc):
+        return ebm.EBM(Partial(summed, loc), improper(constraints.real), sampler=Exact(dist.Normal(loc, 1.0)))
+
+    with pytest.raises(ValueError, match="promote_batch_shape"):
+        ask(jax.vmap(build)(LOCS))
+
+
 def test_rows_from_vmap_are_drawn_by_their_own_sampler(key):
     site = promote_batch_shape(VMAPPED["sampler as well"]())
     x = np.asarray(site.sample(key, (3000,)))
