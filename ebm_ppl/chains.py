@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from ebm_ppl.distributions import EBM
 from ebm_ppl.rows import RowPotential, UnconstrainedPotential
-from ebm_ppl.sampling import advance
+from ebm_ppl.sampling import advance, chains_at
 from ebm_ppl.supports import is_circular
 from ebm_ppl.types import Array, Info, Kernel, Key, SamplerState
 
@@ -64,8 +64,13 @@ def init_chains(
     if rows:
         position = position.reshape(num_chains, math.prod(rows), *position.shape[1 + len(rows) :])
         position = jnp.swapaxes(position, 0, 1)
-    weight_shape = position.shape[: 1 + bool(rows)]
-    return SamplerState(position, jnp.zeros(weight_shape, position.dtype), kernel)
+        return _each_row_at(position, kernel)
+    return chains_at(position, kernel)
+
+
+def _each_row_at(position: Array, kernel: Kernel) -> SamplerState:
+    """Chains of every row at ``(row, chain, ...)``; the rows share the kernel."""
+    return jax.vmap(lambda of_row: chains_at(of_row, kernel)._replace(kernel=None))(position)._replace(kernel=kernel)
 
 
 def base_draws(key: Key, ebm: EBM, sample_shape: tuple[int, ...], rows: tuple[int, ...]) -> Array | None:
@@ -94,15 +99,15 @@ def advance_chains(key: Key, ebm: EBM, sampler: SamplerState, num_steps: int) ->
         sampler, info = advance(key, _potential(ebm, jnp.zeros((), int)), sampler, num_steps)
     else:
 
-        def advance_row(key: Key, row: Array, position: Array, log_weight: Array) -> tuple[Array, Info]:
-            of_row = SamplerState(position, log_weight, sampler.kernel)
+        def advance_row(key: Key, row: Array, of_row: SamplerState) -> tuple[SamplerState, Info]:
+            of_row = of_row._replace(kernel=sampler.kernel)
             moved, info = advance(key, _potential(ebm, row), of_row, num_steps)
-            return moved.position, info
+            return moved._replace(kernel=None), info
 
         num_rows = math.prod(ebm.batch_shape)
         keys = jax.random.split(key, num_rows)
-        position, info = jax.vmap(advance_row)(keys, jnp.arange(num_rows), sampler.position, sampler.log_weight)
-        sampler = sampler._replace(position=position)
+        moved, info = jax.vmap(advance_row)(keys, jnp.arange(num_rows), sampler._replace(kernel=None))
+        sampler = moved._replace(kernel=sampler.kernel)
     if is_circular(ebm.support):
         # A whole turn changes nothing but the rounding error of what comes after.
         sampler = sampler._replace(position=ebm.transform(sampler.position))
@@ -124,6 +129,13 @@ def chain_values(ebm: EBM, sampler: SamplerState) -> Array:
         position = jnp.swapaxes(position, 0, 1)
         position = position.reshape(position.shape[0], *ebm.batch_shape, *position.shape[2:])
     return jax.lax.stop_gradient(ebm.transform(position))
+
+
+def chain_weights(ebm: EBM, sampler: SamplerState) -> Array:
+    """The log weights of the chains, ``(chain, *batch_shape)``."""
+    if not ebm.batch_shape:
+        return sampler.log_weight
+    return jnp.swapaxes(sampler.log_weight, 0, 1).reshape(-1, *ebm.batch_shape)
 
 
 def to_rows(ebm: EBM, values: Array) -> Array:
@@ -168,8 +180,7 @@ class ChainSimulator(eqx.Module):
         every_row = init_chains(init_key, potential.ebm, num_samples, self.kernel)
         position = every_row.position[potential.row] if potential.ebm.batch_shape else every_row.position
         target = UnconstrainedPotential(potential)
-        sampler = SamplerState(position, jnp.zeros(num_samples, position.dtype), self.kernel)
-        sampler, _ = advance(first_key, target, sampler, self.num_steps // 2)
+        sampler, _ = advance(first_key, target, chains_at(position, self.kernel), self.num_steps // 2)
         half_way = jax.vmap(target)(sampler.position)
         sampler, info = advance(second_key, target, sampler, self.num_steps - self.num_steps // 2)
         draws, _ = jax.vmap(potential.to_event)(sampler.position)

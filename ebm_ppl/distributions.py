@@ -274,6 +274,7 @@ class EBM(dist.Distribution):
         Raises:
             ValueError: see :meth:`unnormalized_log_prob`.
         """
+        self._require_shown_rows()
         value = jnp.asarray(value)
         lead = self._check_value(value)
         value = jnp.broadcast_to(value, lead + self.event_shape)
@@ -315,6 +316,7 @@ class EBM(dist.Distribution):
                 "EBM.sample: no sampler attached. Wrap the model in ebm_ppl.handlers.simulate(model, kernel=...), or pass "
                 "EBM(..., sampler=function) with a function (key, potential, num_samples) -> samples."
             )
+        self._require_shown_rows()
         # Chains need the energy only; without the sampler in it, equal energies share their compiled programs.
         target, num_samples = self.with_sampler(None), math.prod(sample_shape)
         reporting = sampler if isinstance(sampler, ReportingSimulator) else None

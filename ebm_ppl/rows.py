@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
-from ebm_ppl.types import Array, Event, Scalar
+from ebm_ppl.proposals import can_sample
+from ebm_ppl.supports import is_circular
+from ebm_ppl.types import Array, Event, Key, Scalar
 
 
 class RowPotential(eqx.Module):
@@ -80,6 +82,42 @@ def _shared(base: Any) -> Any:
     return base
 
 
+class RowReference(eqx.Module):
+    """The base of one row, as a distribution over unconstrained points.
+
+    Attributes:
+        row: The row.
+    """
+
+    row: RowPotential
+
+    def sample_and_log_prob(self, key: Key, num_samples: int) -> tuple[Array, Array]:
+        """Draws ``(num_samples, *unconstrained)`` and their log densities."""
+        ebm = self.row.ebm
+        shape = _shared(ebm.base).batch_shape
+        draws = _shared(ebm.base).sample(key, (num_samples,))
+        if shape:
+            draws = jnp.broadcast_to(draws, (num_samples, *ebm.batch_shape, *ebm.event_shape))
+            draws = draws.reshape(num_samples, -1, *ebm.event_shape)[:, self.row.row]
+        points = jax.vmap(self._point)(draws)
+        return points, self.log_prob(points)
+
+    def _point(self, event: Array) -> Array:
+        ebm, rows = self.row.ebm, _shared(self.row.ebm.base).batch_shape
+        points = ebm.transform.inv(jnp.broadcast_to(event, rows + ebm.event_shape))
+        return self.row._own(points, points.ndim - len(rows))
+
+    def log_prob(self, points: Array) -> Array:
+        """Log density of each point, Jacobian included."""
+        return jax.vmap(self._log_prob)(points)
+
+    def _log_prob(self, point: Array) -> Array:
+        event, log_jacobian = self.row.to_event(point)
+        base = _shared(self.row.ebm.base)
+        value = jnp.broadcast_to(event, base.batch_shape + self.row.ebm.event_shape)
+        return self.row._own(base.log_prob(value)) + log_jacobian
+
+
 class UnconstrainedPotential(eqx.Module):
     """Energy of a row in unconstrained space: ``U(T(z)) - log base(T(z)) - log |det dT/dz|``.
 
@@ -88,6 +126,14 @@ class UnconstrainedPotential(eqx.Module):
     """
 
     row: RowPotential
+
+    @property
+    def reference(self) -> RowReference | None:
+        """The base in unconstrained space; ``None`` where it cannot be sampled, or where many points are one event."""
+        ebm = self.row.ebm
+        if is_circular(ebm.support) or not can_sample(ebm.base) or hasattr(ebm.transform, "sample_inverse"):
+            return None
+        return RowReference(self.row)
 
     def __call__(self, unconstrained: Event) -> Scalar:
         """Energy of one unconstrained point."""

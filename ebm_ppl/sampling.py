@@ -9,9 +9,21 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
 from ebm_ppl.checks import as_array, check_count, check_potential, is_traced
-from ebm_ppl.types import Array, Info, Kernel, Key, Potential, PyTree, SamplerState
+from ebm_ppl.info import add_infos, moved
+from ebm_ppl.types import (
+    Array,
+    AuxiliaryKernel,
+    Info,
+    Kernel,
+    Key,
+    Potential,
+    PyTree,
+    SamplerState,
+    WeightedPopulation,
+)
 
 
 class Draws(NamedTuple):
@@ -23,7 +35,11 @@ class Draws(NamedTuple):
         acceptance_rate: Mean acceptance since the previous draw, ``(chain, draw)``; NaN without an accept step.
         is_divergent: Whether any step since the previous draw failed numerically, ``(chain, draw)``.
         num_gradients: Gradient evaluations since the previous draw, ``(chain, draw)``.
-        log_weight: Log importance weights, ``(chain,)``; zeros for unweighted kernels.
+        log_weight: Log importance weights, ``(chain, draw)``; zeros for unweighted kernels. Only those of one draw can be
+            compared with each other.
+        num_energies: Evaluations of the energy alone since the previous draw, ``(chain, draw)``.
+        num_nonfinite: Proposals with a non-finite energy since the previous draw, ``(chain, draw)``.
+        statistics: The kernel's own numbers by name, ``(chain, draw)`` each.
     """
 
     position: PyTree
@@ -32,6 +48,9 @@ class Draws(NamedTuple):
     is_divergent: Array
     num_gradients: Array
     log_weight: Array
+    num_energies: Array
+    num_nonfinite: Array
+    statistics: dict[str, Array]
 
 
 def init_sampler(position: PyTree, kernel: Kernel) -> SamplerState:
@@ -78,7 +97,23 @@ def init_sampler(position: PyTree, kernel: Kernel) -> SamplerState:
                     f"position: got {int(bad.sum())} of {leaf.shape[0]} chains with NaN or infinite coordinates, the "
                     f"first at index {int(jnp.argmax(bad))}; expected finite positions."
                 )
-    return SamplerState(position, jnp.zeros(counts.pop(), jnp.result_type(*leaves)), kernel)
+    return chains_at(position, kernel)
+
+
+def chains_at(position: PyTree, kernel: Kernel) -> SamplerState:
+    """:func:`init_sampler` without its checks: chains at ``position`` with zero log weights and fresh auxiliaries."""
+    leaves = jax.tree.leaves(position)
+    dtype = jnp.promote_types(
+        jnp.result_type(*leaves), jnp.float32
+    )  # weights are floating also where positions are not
+    return SamplerState(position, jnp.zeros(leaves[0].shape[0], dtype), kernel, _fresh_auxiliary(position, kernel))
+
+
+def _fresh_auxiliary(position: PyTree, kernel: Kernel) -> PyTree:
+    func = kernel.func if isinstance(kernel, Partial) else kernel
+    if not isinstance(func, AuxiliaryKernel):
+        return None
+    return func.start_auxiliary(position, **(kernel.keywords if isinstance(kernel, Partial) else {}))
 
 
 def advance(key: Key, potential: Potential, sampler: SamplerState, num_steps: int) -> tuple[SamplerState, Info]:
@@ -160,25 +195,31 @@ def check_sampler(potential: Potential, sampler: SamplerState) -> None:
 
 def _population(key: Key, potential: Potential, sampler: SamplerState) -> tuple[Any, Any]:
     """The kernel's step function and a fresh state: nothing cached survives from before."""
-    algorithm = sampler.kernel(potential)
-    return algorithm.step, algorithm.init(sampler.position, key)
+    algorithm: Any = sampler.kernel(potential)
+    if sampler.auxiliary is None:
+        return algorithm.step, algorithm.init(sampler.position, key)
+    return algorithm.step, algorithm.init(sampler.position, key, sampler.auxiliary)
 
 
 def _steps(key: Key, step: Any, state: Any, num_steps: int) -> tuple[Any, Info]:
     def body(carry: tuple[Any, Info], step_key: Key) -> tuple[tuple[Any, Info], None]:
-        state, total = carry
-        state, info = step(step_key, state)
-        total = Info(
-            acceptance_rate=total.acceptance_rate + info.acceptance_rate / num_steps,
-            is_divergent=total.is_divergent | info.is_divergent,
-            num_gradients=total.num_gradients + info.num_gradients,
-        )
-        return (state, total), None
+        before, total = carry
+        state, info = step(step_key, before)
+        info = info._replace(has_moved=moved(before.position, state.position))
+        return (state, add_infos(total, info, num_steps)), None
 
-    num_chains = jax.tree.leaves(state.position)[0].shape[0]
-    zero = Info(jnp.zeros(num_chains, jnp.float32), jnp.zeros(num_chains, bool), jnp.zeros(num_chains, jnp.int32))
+    # Kernels have statistics of their own: what there is to add up is known once a step has been traced.
+    _, shapes = jax.eval_shape(step, key, state)
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     (state, total), _ = jax.lax.scan(body, (state, zero), jax.random.split(key, num_steps))
     return state, total
+
+
+def _after(sampler: SamplerState, state: Any) -> SamplerState:
+    """What survives of a kernel state."""
+    log_weight = state.log_weight if isinstance(state, WeightedPopulation) else sampler.log_weight
+    auxiliary = None if sampler.auxiliary is None else state.auxiliary
+    return sampler._replace(position=state.position, log_weight=log_weight, auxiliary=auxiliary)
 
 
 def _advance(key: Key, potential: Potential, sampler: SamplerState, num_steps: int) -> tuple[SamplerState, Info]:
@@ -186,8 +227,12 @@ def _advance(key: Key, potential: Potential, sampler: SamplerState, num_steps: i
     init_key, run_key = jax.random.split(key)
     step, state = _population(init_key, potential, sampler)
     state, info = _steps(run_key, step, state, num_steps)
-    info = info._replace(num_gradients=info.num_gradients + 1)
-    return _constants(sampler._replace(position=state.position)), info
+    # The fresh start costs one evaluation, with a gradient where the kernel uses gradients.
+    has_gradient = info.num_gradients > 0
+    info = info._replace(
+        num_gradients=info.num_gradients + has_gradient, num_energies=info.num_energies + ~has_gradient
+    )
+    return _constants(_after(sampler, state)), info
 
 
 def _draw(
@@ -197,14 +242,25 @@ def _draw(
     init_key, run_key = jax.random.split(key)
     step, state = _population(init_key, potential, sampler)
 
-    def body(state: Any, draw_key: Key) -> tuple[Any, tuple[PyTree, Array, Info]]:
+    def body(state: Any, draw_key: Key) -> tuple[Any, tuple[PyTree, Array, Array, Info]]:
         state, info = _steps(draw_key, step, state, num_steps)
-        return state, (state.position, jax.vmap(potential)(state.position), info)
+        log_weight = _after(sampler, state).log_weight
+        return state, (state.position, jax.vmap(potential)(state.position), log_weight, info)
 
     state, trace = jax.lax.scan(body, state, jax.random.split(run_key, num_draws))
-    position, energy, info = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), trace)
-    draws = Draws(position, energy, info.acceptance_rate, info.is_divergent, info.num_gradients, sampler.log_weight)
-    return sampler._replace(position=state.position), draws
+    position, energy, log_weight, info = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), trace)
+    draws = Draws(
+        position=position,
+        potential=energy,
+        acceptance_rate=info.acceptance_rate,
+        is_divergent=info.is_divergent,
+        num_gradients=info.num_gradients,
+        log_weight=log_weight,
+        num_energies=info.num_energies,
+        num_nonfinite=info.num_nonfinite,
+        statistics=info.statistics,
+    )
+    return _constants(_after(sampler, state)), draws
 
 
 _compiled_advance = eqx.filter_jit(_advance)
@@ -253,7 +309,9 @@ def restart(key: Key, sampler: SamplerState, fresh: PyTree, probability: float |
         return jnp.where(chosen.reshape(-1, *[1] * (old.ndim - 1)), new.astype(old.dtype), old)
 
     position = jax.tree.map(choose, fresh, sampler.position)
-    return sampler._replace(position=position, log_weight=jnp.where(chosen, 0.0, sampler.log_weight))
+    auxiliary = jax.tree.map(choose, _fresh_auxiliary(fresh, sampler.kernel), sampler.auxiliary)
+    log_weight = jnp.where(chosen, 0.0, sampler.log_weight)
+    return sampler._replace(position=position, log_weight=log_weight, auxiliary=auxiliary)
 
 
 def check_probability(name: str, value: float | Array) -> None:
@@ -290,8 +348,8 @@ def gather_chains(key: Key, sampler: SamplerState, num_chains: int) -> tuple[Arr
     if check_count("num_chains", num_chains) > sampler.num_chains:
         raise ValueError(f"num_chains: got {num_chains}, expected at most the {sampler.num_chains} chains of the bank.")
     index = jax.random.choice(key, sampler.num_chains, (num_chains,), replace=False)
-    position = jax.tree.map(lambda x: x[index], sampler.position)
-    return index, sampler._replace(position=position, log_weight=sampler.log_weight[index])
+    chosen = jax.tree.map(lambda x: x[index], _per_chain(sampler))
+    return index, sampler._replace(**chosen)
 
 
 def scatter_chains(sampler: SamplerState, index: Array, moved: SamplerState) -> SamplerState:
@@ -304,6 +362,10 @@ def scatter_chains(sampler: SamplerState, index: Array, moved: SamplerState) -> 
         >>> float(scatter_chains(bank, index, chosen._replace(position=chosen.position + 1)).position.sum())
         4.0
     """
-    position = jax.tree.map(lambda old, new: old.at[index].set(new), sampler.position, moved.position)
-    log_weight = sampler.log_weight.at[index].set(moved.log_weight)
-    return sampler._replace(position=position, log_weight=log_weight)
+    merged = jax.tree.map(lambda old, new: old.at[index].set(new), _per_chain(sampler), _per_chain(moved))
+    return sampler._replace(**merged)
+
+
+def _per_chain(sampler: SamplerState) -> dict[str, PyTree]:
+    """All that has a leading chain axis."""
+    return {"position": sampler.position, "log_weight": sampler.log_weight, "auxiliary": sampler.auxiliary}

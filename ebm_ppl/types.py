@@ -40,18 +40,30 @@ Batch = PyTree
 
 
 class Info(NamedTuple):
-    """What one step of a population kernel tells its diagnostics. Every field has shape ``(chain,)``.
+    """What one step of a population kernel tells its diagnostics; :func:`ebm_ppl.info.step_info` makes one.
+
+    Every field has shape ``(chain,)``. Over several steps rates and statistics are averaged, counts summed, and flags
+    combined by "or".
 
     Attributes:
         acceptance_rate: Probability with which the proposal was accepted; NaN where the kernel has no accept step.
         is_divergent: Whether the step failed numerically (a trajectory left the stable region, or the state is not
             finite).
-        num_gradients: Evaluations of the energy's gradient spent by the step.
+        num_gradients: Evaluations of the energy with its gradient spent by the step.
+        num_energies: Evaluations of the energy alone, such as those of a pool of proposals.
+        num_nonfinite: Proposals whose energy was NaN or infinite. They are rejected.
+        has_moved: Whether the chain is elsewhere after the step. A frozen chain is told by this, not by its acceptance
+            rate: a trajectory of step size zero is always accepted.
+        statistics: What else the kernel has to say, by name: swap rates, effective sample sizes of a pool.
     """
 
     acceptance_rate: Array
     is_divergent: Array
     num_gradients: Array
+    num_energies: Array
+    num_nonfinite: Array
+    has_moved: Array
+    statistics: dict[str, Array]
 
 
 class SamplerState(NamedTuple):
@@ -65,11 +77,14 @@ class SamplerState(NamedTuple):
         position: Chain positions, ``(chain, *event)``.
         log_weight: Log importance weights, ``(chain,)``; zeros for unweighted kernels.
         kernel: The kernel with its tunables.
+        auxiliary: What else of each chain must survive, with a leading chain axis: the hot replicas of a ladder, the
+            latents of a generator. ``None`` for most kernels; see :class:`AuxiliaryKernel`.
     """
 
     position: PyTree
     log_weight: Array
     kernel: Kernel
+    auxiliary: PyTree = None
 
     @property
     def num_chains(self) -> int:
@@ -92,4 +107,34 @@ class Density(Protocol):
 
     def log_prob(self, value: Array, /) -> Array:
         """Log density of each row of events."""
+        ...
+
+
+@runtime_checkable
+class AuxiliaryKernel(Protocol):
+    """The function behind a kernel (``kernel.func``) whose chains carry more than a position between phases.
+
+    Its population algorithm has ``init(position, rng_key, auxiliary)``, and its states an ``auxiliary``.
+    """
+
+    def start_auxiliary(self, position: PyTree, **tunables: Any) -> PyTree:
+        """What chains that start at ``position`` carry, with a leading chain axis."""
+        ...
+
+
+@runtime_checkable
+class WeightedPopulation(Protocol):
+    """A kernel state whose chains have importance weights of their own."""
+
+    log_weight: Array
+    """``(chain,)``; they take the place of the weights that the sampler had before."""
+
+
+@runtime_checkable
+class HasReference(Protocol):
+    """A potential that knows a distribution to start from, propose from or temper towards."""
+
+    @property
+    def reference(self) -> Any:
+        """Normalised distribution of one event that can be sampled (NumPyro, distrax or a flow), or ``None``."""
         ...

@@ -79,7 +79,8 @@ def test_groups_names_and_values(sampled):
     phase, stats = tree["negative_phase"], tree["negative_phase_stats"]
     assert phase["image"].dims == ("chain", "draw", "image_dim_0", "image_dim_1")
     np.testing.assert_array_equal(phase["image"], draws.position)
-    assert set(stats.data_vars) == {"potential", "acceptance_rate", "diverging", "n_grad", "is_finite", "log_weight"}
+    counts = {"n_grad", "n_energy", "n_nonfinite"}
+    assert set(stats.data_vars) == {"potential", "acceptance_rate", "diverging", "is_finite", "log_weight"} | counts
     assert all(variable.dims == ("chain", "draw") for variable in stats.data_vars.values())
     np.testing.assert_allclose(stats["potential"], 0.5 * (np.asarray(draws.position) ** 2).sum(axis=(2, 3)), rtol=1e-5)
     np.testing.assert_array_equal(stats["acceptance_rate"], draws.acceptance_rate)

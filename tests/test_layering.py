@@ -36,7 +36,7 @@ TOP = {
 
 LAYERS = (
     {"types", "errors"},
-    {"checks"},
+    {"checks", "info", "proposals"},
     {"potentials", "targets"},
     {"kernels", "flows"},
     {"sampling"},

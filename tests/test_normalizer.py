@@ -32,7 +32,6 @@ from ebm_ppl.normalizer import (
     unconstrained,
 )
 from ebm_ppl.testing import t_test_chain_means
-from ebm_ppl.types import Info
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
@@ -455,8 +454,7 @@ def flip(potential):
 
         bits, size = state.position, state.position.shape[1]
         bits, accept = jax.lax.scan(visit, bits, (jax.random.split(rng_key, size), jnp.arange(size)))
-        zeros = jnp.zeros(bits.shape[0])
-        return _Bits(bits), Info(accept.mean(axis=0, dtype=jnp.float32), zeros > 0, zeros.astype(jnp.int32))
+        return _Bits(bits), step_info(bits.shape[0], acceptance_rate=accept.mean(axis=0))
 
     return SamplingAlgorithm(init, step)
 

@@ -9,9 +9,10 @@ import pytest
 
 import ebm_ppl as ebm
 from ebm_ppl import kernels
+from ebm_ppl.info import step_info
 from ebm_ppl.objectives import contrastive_divergence, persistent_contrastive_divergence, stateless
 from ebm_ppl.objectives.contrastive import energy_gap
-from ebm_ppl.types import Info, SamplerState
+from ebm_ppl.types import SamplerState
 
 GRID = np.linspace(-3.0, 3.0, 4001)
 
@@ -110,7 +111,7 @@ def test_energy_gap_gradient_is_exact_on_an_exhaustive_weighted_state_list():
         parameters, grid = jnp.asarray(np.asarray(PARAMETERS), jnp.float64), jnp.asarray(GRID)
         weights = -jax.vmap(functools.partial(wells, parameters))(grid)
         negatives = SamplerState(grid, weights, None)
-        info = Info(jnp.ones(1), jnp.zeros(1, bool), jnp.zeros(1, int))
+        info = step_info(1, acceptance_rate=1.0)
         batch = jnp.asarray(np.asarray(BATCH), jnp.float64)
         gradient = jax.grad(lambda p: energy_gap(jax.tree_util.Partial(wells, p), batch, negatives, info)[0])(
             parameters
@@ -119,7 +120,7 @@ def test_energy_gap_gradient_is_exact_on_an_exhaustive_weighted_state_list():
 
 
 def test_energy_gap_ignores_the_scale_of_its_weights_and_sends_no_gradient_through_them():
-    info = Info(jnp.ones(3), jnp.zeros(3, bool), jnp.zeros(3, int))
+    info = step_info(3, acceptance_rate=1.0)
 
     def loss(position, log_weight):
         return energy_gap(lambda x: x**2, jnp.zeros(2), SamplerState(position, log_weight, None), info)[0]

@@ -17,14 +17,14 @@ from blackjax.base import SamplingAlgorithm
 from jax.tree_util import Partial
 
 from ebm_ppl import targets, testing
+from ebm_ppl.info import step_info
 from ebm_ppl.testing import exact_start_invariance, exact_start_reversibility
-from ebm_ppl.types import Info
 
 # --- kernels, right and wrong ----------------------------------------------------------------------------------------
 
 
 def population_info(acceptance_rate):
-    return Info(acceptance_rate, jnp.zeros(acceptance_rate.shape, bool), jnp.ones(acceptance_rate.shape, jnp.int32))
+    return step_info(acceptance_rate.shape[0], acceptance_rate=acceptance_rate, num_gradients=1)
 
 
 def blackjax_mala(potential, *, step_size):

@@ -28,8 +28,9 @@ def to_datatree(
 
     Groups: ``negative_phase`` holds the positions, ``(chain, draw, *event)``, under the name of the EBM site;
     ``negative_phase_stats`` holds ``potential`` (the energy; never ``sample_stats.energy``, which ArviZ reads as a
-    Hamiltonian), ``acceptance_rate``, ``diverging``, ``n_grad``, ``is_finite`` and ``log_weight``; ``training`` the
-    history of :func:`ebm_ppl.fit` along ``step``; ``posterior``, ``sample_stats`` and ``observed_data`` come from NumPyro.
+    Hamiltonian), ``acceptance_rate``, ``diverging``, ``n_grad``, ``n_energy``, ``n_nonfinite``, ``is_finite``,
+    ``log_weight`` and the kernel's own statistics; ``training`` the history of :func:`ebm_ppl.fit` along ``step``;
+    ``posterior``, ``sample_stats`` and ``observed_data`` come from NumPyro.
 
     Args:
         draws: From :func:`ebm_ppl.draw`, at frozen parameters. One array per event (not a pytree).
@@ -67,7 +68,10 @@ def to_datatree(
         "diverging": np.asarray(draws.is_divergent),
         "n_grad": np.asarray(draws.num_gradients),
         "is_finite": finite,
-        "log_weight": np.broadcast_to(np.asarray(draws.log_weight)[:, None], potential.shape),
+        "log_weight": np.asarray(draws.log_weight),
+        "n_energy": np.asarray(draws.num_energies),
+        "n_nonfinite": np.asarray(draws.num_nonfinite),
+        **{name: np.asarray(value) for name, value in draws.statistics.items()},
     }
     from_dict: Any = arviz_base.from_dict
     tree = from_dict(

@@ -10,7 +10,7 @@ import numpyro
 from numpyro.primitives import mutable
 
 from ebm_ppl.adaptation import check_target_acceptance, check_tunable_step, follow_target_acceptance
-from ebm_ppl.chains import advance_chains, base_draws, chain_values, init_chains
+from ebm_ppl.chains import advance_chains, base_draws, chain_values, chain_weights, init_chains
 from ebm_ppl.checks import check_count
 from ebm_ppl.distributions import EBM, find_ebms
 from ebm_ppl.errors import UnknownNormalizerError
@@ -173,7 +173,8 @@ class negative_phase(Policy):
         init_key, run_key = jax.random.split(key)
         sampler = init_chains(init_key, frozen, self._num_chains, self._kernel)
         sampler, _ = advance_chains(run_key, frozen, sampler, self._num_steps)
-        return ebm.with_normalizer(gradient_surrogate(ebm, chain_values(frozen, sampler)), "gradient")
+        negatives, log_weight = chain_values(frozen, sampler), chain_weights(frozen, sampler)
+        return ebm.with_normalizer(gradient_surrogate(ebm, negatives, log_weight), "gradient")
 
     def _with_persistent(self, key: Any, ebm: EBM, frozen: EBM, msg: dict[str, Any], found: SiteDependencies) -> EBM:
         require_carried_state(msg["name"])
@@ -185,7 +186,7 @@ class negative_phase(Policy):
         bank: Any = mutable(msg["name"] + CHAINS, initial)
         bank["identity"] = rows.check_same(bank["identity"], fingerprint(ebm, msg, found), msg["name"])
         sampler, info = advance_chains(move_key, frozen, rows.gather(bank["sampler"]), self._num_steps)
-        negatives = chain_values(frozen, sampler)
+        negatives, log_weight = chain_values(frozen, sampler), chain_weights(frozen, sampler)
         acceptance_rate = info.acceptance_rate.mean()
         if self._target_acceptance is not None:
             sampler = follow_target_acceptance(sampler, acceptance_rate, self._target_acceptance)
@@ -193,14 +194,14 @@ class negative_phase(Policy):
         bank["acceptance_rate"] = acceptance_rate
         bank["num_divergent"] = bank["num_divergent"] + info.is_divergent.sum()
         if not self._is_tracked:
-            return ebm.with_normalizer(gradient_surrogate(ebm, negatives), "gradient")
+            return ebm.with_normalizer(gradient_surrogate(ebm, negatives, log_weight), "gradient")
         # The step size in use now is that of the chains of the gradient.
         tracking = rows.gather(bank["tracking"])
         tracking = tracking._replace(sampler=tracking.sampler._replace(kernel=bank["sampler"].kernel))
         tracked, tracking = track(track_key, frozen, tracking, self._num_steps)
         bank["tracking"] = rows.scatter(bank["tracking"], tracking)
         value, error = (number.reshape(ebm.batch_shape) for number in tracked)
-        tracked = TrackedNormalizer(gradient_surrogate(ebm, negatives, value=value), error)
+        tracked = TrackedNormalizer(gradient_surrogate(ebm, negatives, log_weight, value=value), error)
         return ebm.with_normalizer(tracked, "estimate")
 
     def _new_bank(self, key: Any, frozen: EBM, rows: Rows) -> dict[str, Any]:

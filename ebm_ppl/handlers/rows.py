@@ -73,8 +73,8 @@ def _is_sampler(node: Any) -> bool:
 
 def _without_kernel(function: Any, *samplers: SamplerState) -> SamplerState:
     """Apply to the arrays that have rows; the kernel, and its newest tunables, belong to all of them."""
-    position = function(*(sampler.position for sampler in samplers))
-    return samplers[-1]._replace(position=position, log_weight=function(*(s.log_weight for s in samplers)))
+    bare = [sampler._replace(kernel=None) for sampler in samplers]
+    return jax.tree.map(function, *bare)._replace(kernel=samplers[-1].kernel)
 
 
 def find_rows(ebm: EBM, msg: dict[str, Any], plates: dict[str, tuple[int, Array]]) -> Rows:

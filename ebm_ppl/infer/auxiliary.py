@@ -18,8 +18,8 @@ import numpyro.distributions as dist
 
 from ebm_ppl.distributions import EBM, find_ebms, is_ebm
 from ebm_ppl.rows import RowPotential, UnconstrainedPotential
-from ebm_ppl.sampling import advance
-from ebm_ppl.types import Array, Event, Kernel, Key, Potential, SamplerState, Scalar
+from ebm_ppl.sampling import advance, chains_at
+from ebm_ppl.types import Array, Event, Kernel, Key, Potential, Scalar
 
 WRAPPERS = (dist.ExpandedDistribution, dist.Independent, dist.MaskedDistribution, dist.TransformedDistribution)
 
@@ -103,8 +103,7 @@ class Auxiliary(NamedTuple):
             potential: Potential = UnconstrainedPotential(RowPotential(ebm, index))
             if bridge is not None:
                 potential = _Bridge(RowPotential(ebm, index), RowPotential(bridge[0], index), bridge[1])
-            sampler = SamplerState(position[None], jnp.zeros(1, position.dtype), kernel)
-            sampler, info = advance(key, potential, sampler, num_steps)
+            sampler, info = advance(key, potential, chains_at(position[None], kernel), num_steps)
             return sampler.position[0], info.acceptance_rate[0]
 
         keys = jax.random.split(key, indices.size)

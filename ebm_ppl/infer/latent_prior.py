@@ -21,8 +21,8 @@ from ebm_ppl.handlers.unnormalized import unnormalized
 from ebm_ppl.infer.latent_rows import LatentRows, find_latents, unscaled
 from ebm_ppl.provenance import ebm_dependencies
 from ebm_ppl.roles import Role, role_of
-from ebm_ppl.sampling import advance, init_sampler
-from ebm_ppl.types import Array, Kernel, Key, PyTree, SamplerState
+from ebm_ppl.sampling import advance, chains_at, init_sampler
+from ebm_ppl.types import Array, Kernel, Key, PyTree
 
 
 class LatentPriorState(NamedTuple):
@@ -242,8 +242,7 @@ def _update(program: _Program, state: LatentPriorState) -> tuple[LatentPriorStat
         return jnp.asarray(potential_energy(posterior, program.args, program.kwargs, latents))
 
     chosen = rows.gather(state.posterior, rows.plates)
-    num_chains = jax.tree.leaves(chosen)[0].shape[0]
-    sampler = SamplerState(chosen, jnp.zeros(num_chains), state.posterior_kernel)
+    sampler = chains_at(chosen, state.posterior_kernel)
     sampler, info = advance(posterior_key, energy, sampler, program.num_posterior_steps)
     acceptance_rate = info.acceptance_rate.mean()
     if program.target_acceptance is not None:

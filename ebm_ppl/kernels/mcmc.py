@@ -16,6 +16,7 @@ from blackjax.mcmc.diffusions import DiffusionState, overdamped_langevin
 from jax.tree_util import Partial
 
 from ebm_ppl.checks import check_count, check_positive, is_traced
+from ebm_ppl.info import step_info
 from ebm_ppl.types import Array, Event, Info, Kernel, Key, Potential, PyTree
 
 _REFUSED: dict[Any, str] = {
@@ -144,11 +145,13 @@ def _info(state: Any, info: Any) -> Info:
     fields = info._asdict()
     finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state.position)]).all()
     finite &= ~jnp.isnan(state._asdict().get("logdensity", 0.0))
-    return Info(
-        acceptance_rate=jnp.asarray(fields.get("acceptance_rate", jnp.nan), jnp.float32),
+    one_chain = step_info(
+        1,
+        acceptance_rate=fields.get("acceptance_rate", jnp.nan),
         is_divergent=jnp.asarray(fields.get("is_divergent", False)) | ~finite,
-        num_gradients=jnp.asarray(fields.get("num_integration_steps", 1), jnp.int32),
+        num_gradients=fields.get("num_integration_steps", 1),
     )
+    return jax.tree.map(lambda x: x[0], one_chain)
 
 
 def mala(step_size: float | Array) -> Kernel:

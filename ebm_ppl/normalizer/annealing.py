@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from ebm_ppl.checks import check_count
+from ebm_ppl.info import add_infos, step_info
 from ebm_ppl.normalizer.unconstrained import LogDensity
-from ebm_ppl.sampling import advance
-from ebm_ppl.types import Array, Event, Info, Kernel, Key, PyTree, SamplerState, Scalar
+from ebm_ppl.sampling import advance, chains_at
+from ebm_ppl.types import Array, Event, Info, Kernel, Key, PyTree, Scalar
 
 
 class Particles(NamedTuple):
@@ -89,20 +90,14 @@ def anneal(
     def move(carry: tuple[PyTree, Array, Info], inputs: tuple[Key, Array]) -> tuple[tuple[PyTree, Array, Info], None]:
         position, log_weight, total = carry
         key, inverse_temperature = inputs
-        sampler = SamplerState(position, jnp.zeros_like(log_weight), kernel)
-        sampler, info = advance(key, Partial(bridge, inverse_temperature), sampler, num_steps)
-        total = Info(
-            total.acceptance_rate + info.acceptance_rate / num_temperatures,
-            total.is_divergent | info.is_divergent,
-            total.num_gradients + info.num_gradients,
-        )
+        sampler, info = advance(key, Partial(bridge, inverse_temperature), chains_at(position, kernel), num_steps)
+        total = add_infos(total, info._replace(statistics={}), num_temperatures)
         return (sampler.position, log_weight + log_ratio(sampler.position), total), None
 
     log_weight = log_ratio(position)
     num_particles = log_weight.shape[0]
-    acceptance = jnp.full(num_particles, 0.0 if num_temperatures else jnp.nan, jnp.float32)
-    none_yet = Info(acceptance, jnp.zeros(num_particles, bool), jnp.zeros(num_particles, jnp.int32))
-    carry = position, log_weight, none_yet
+    acceptance = 0.0 if num_temperatures else jnp.nan
+    carry = position, log_weight, step_info(num_particles, acceptance_rate=acceptance)
     if num_temperatures:
         inverse_temperatures = step * jnp.arange(1, num_temperatures + 1, dtype=log_weight.dtype)
         keys = jax.random.split(key, num_temperatures)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from ebm_ppl.sampling import advance, check_probability, gather_chains, restart, scatter_chains
+from ebm_ppl.sampling import advance, chains_at, check_probability, gather_chains, restart, scatter_chains
 from ebm_ppl.types import Array, Batch, Info, Key, Metrics, Potential, PyTree, SamplerState, Scalar
 
 FROZEN = 1e-3
@@ -37,7 +37,8 @@ def contrastive_divergence(
     Returns:
         ``(loss, (sampler, metrics))``. The loss is an energy gap, not a likelihood. Metrics: ``energy_data``,
         ``energy_negative``, ``energy_gap``, ``energy_gap_error`` (standard error of the gap; NaN with one row or one
-        chain), ``acceptance_rate``, ``num_divergent`` (chains), ``frozen_fraction`` (chains with no chance to move).
+        chain), ``acceptance_rate``, ``num_divergent`` (chains), ``num_nonfinite`` (proposals with a NaN or infinite
+        energy, all rejected), ``frozen_fraction`` (chains that did not move, or had no chance to).
 
     Raises:
         TypeError: ``sampler`` is not a sampler state or the energy is not real floating.
@@ -57,11 +58,9 @@ def contrastive_divergence(
         term.
     """
     _require_sampler(sampler)
-    num_rows = jax.tree.leaves(batch)[0].shape[0]
     if jax.tree.structure(batch) == jax.tree.structure(sampler.position):
         batch = jax.tree.map(lambda row, chain: row.astype(chain.dtype), batch, sampler.position)
-    start = SamplerState(batch, jnp.zeros(num_rows, sampler.log_weight.dtype), sampler.kernel)
-    moved, info = advance(key, potential, start, num_steps)
+    moved, info = advance(key, potential, chains_at(batch, sampler.kernel), num_steps)
     loss, metrics = energy_gap(potential, batch, moved, info, paired=True)
     return loss, (sampler, metrics)
 
@@ -169,7 +168,8 @@ def energy_gap(
         "energy_gap_error": error,
         "acceptance_rate": info.acceptance_rate.mean(),
         "num_divergent": info.is_divergent.sum(),
-        "frozen_fraction": (info.acceptance_rate < FROZEN).mean(),
+        "num_nonfinite": info.num_nonfinite.sum(),
+        "frozen_fraction": ((info.acceptance_rate < FROZEN) | ~info.has_moved).mean(),
     }
     return loss, jax.lax.stop_gradient(metrics)
 

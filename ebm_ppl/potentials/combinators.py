@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ebm_ppl.checks import check_positive
+from ebm_ppl.proposals import can_sample
 from ebm_ppl.types import Density, Event, Potential, PyTree, Scalar
 
 
@@ -78,6 +79,12 @@ class Tilted(eqx.Module):
         inside = support(event)
         safe = jnp.where(inside, event, support.feasible_like(event))
         return jnp.where(inside, self.potential(safe) - base.log_prob(safe), jnp.inf)
+
+    @property
+    def reference(self) -> Any:
+        """The base, to start or propose from; ``None`` where it cannot be sampled, as an improper one cannot."""
+        base = self.base.value
+        return base if can_sample(base) else None
 
     @property
     def support(self) -> Any:

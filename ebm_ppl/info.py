@@ -1,0 +1,75 @@
+"""What kernels report about their steps: making one report, and adding up many."""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from ebm_ppl.types import Array, Info, PyTree
+
+
+def step_info(
+    num_chains: int,
+    *,
+    acceptance_rate: ArrayLike = jnp.nan,
+    is_divergent: ArrayLike = False,
+    num_gradients: ArrayLike = 0,
+    num_energies: ArrayLike = 0,
+    num_nonfinite: ArrayLike = 0,
+    has_moved: ArrayLike = False,
+    **statistics: ArrayLike,
+) -> Info:
+    """The report of one step; numbers are broadcast to ``(num_chains,)`` and given the dtypes that all kernels share.
+
+    Args:
+        num_chains: Chains of the population.
+        acceptance_rate: NaN where there is no accept step.
+        is_divergent: Whether the step failed numerically.
+        num_gradients: Evaluations of the energy with its gradient.
+        num_energies: Evaluations of the energy alone.
+        num_nonfinite: Proposals with a NaN or infinite energy.
+        has_moved: Filled in by :func:`ebm_ppl.advance` and :func:`ebm_ppl.draw`, which compare positions.
+        **statistics: Further numbers by name.
+
+    Example:
+        >>> step_info(3, acceptance_rate=0.5, num_gradients=1, pool_ess=2.0).statistics["pool_ess"].shape
+        (3,)
+    """
+
+    def column(value: ArrayLike, dtype: type) -> Array:
+        return jnp.broadcast_to(jnp.asarray(value, dtype), (num_chains,))
+
+    return Info(
+        acceptance_rate=column(acceptance_rate, jnp.float32),
+        is_divergent=column(is_divergent, jnp.bool_),
+        num_gradients=column(num_gradients, jnp.int32),
+        num_energies=column(num_energies, jnp.int32),
+        num_nonfinite=column(num_nonfinite, jnp.int32),
+        has_moved=column(has_moved, jnp.bool_),
+        statistics={name: column(value, jnp.float32) for name, value in statistics.items()},
+    )
+
+
+def add_infos(total: Info, info: Info, num_steps: int) -> Info:
+    """Add one of ``num_steps`` reports: rates and statistics are averaged, counts summed, flags combined by "or"."""
+
+    def average(sum_so_far: Array, value: Array) -> Array:
+        return sum_so_far + value / num_steps
+
+    return Info(
+        acceptance_rate=average(total.acceptance_rate, info.acceptance_rate),
+        is_divergent=total.is_divergent | info.is_divergent,
+        num_gradients=total.num_gradients + info.num_gradients,
+        num_energies=total.num_energies + info.num_energies,
+        num_nonfinite=total.num_nonfinite + info.num_nonfinite,
+        has_moved=total.has_moved | info.has_moved,
+        statistics=jax.tree.map(average, total.statistics, info.statistics),
+    )
+
+
+def moved(before: PyTree, after: PyTree) -> Array:
+    """Which chains of a population are elsewhere than they were, ``(chain,)``."""
+
+    def differs(old: Array, new: Array) -> Array:
+        return jnp.any((old != new).reshape(old.shape[0], -1), axis=1)
+
+    return jnp.stack(jax.tree.leaves(jax.tree.map(differs, before, after))).any(axis=0)
