@@ -1,7 +1,9 @@
 """What every test gets: run-time type checks of the package, a key of its own, and the budget of false failures."""
 
+import itertools
 import os
 import zlib
+from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # figures are drawn to memory; set before anything imports matplotlib
 
@@ -35,6 +37,23 @@ def seed(request: pytest.FixtureRequest) -> int:
 def key(request: pytest.FixtureRequest, seed: int) -> jax.Array:
     """A random key that depends on the test's name and ``--seed`` only, not on the order of tests."""
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(request.node.nodeid.encode()))
+
+
+_finished = itertools.count()
+MAX_MAPPINGS = 15_000
+"""Memory mappings after which the programs compiled so far are dropped."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Drop compiled programs before there are too many.
+
+    XLA keeps several memory mappings per program, Linux allows a process 65,530 of them, and the compilation that exceeds
+    the limit takes the process down. A worker of this suite would get there.
+    """
+    maps = Path("/proc/self/maps")
+    if next(_finished) % 10 == 0 and maps.exists() and maps.read_bytes().count(b"\n") > MAX_MAPPINGS:
+        jax.clear_caches()
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -18,7 +18,7 @@ from numpyro.infer.reparam import LocScaleReparam, TransformReparam
 from numpyro.infer.util import log_density
 
 import ebm_ppl as ebm
-from ebm_ppl.handlers import constant_normalizer, policy
+from ebm_ppl.handlers import constant_normalizer, negative_phase, policy, surrogate_normalizer
 from ebm_ppl.provenance import ebm_dependencies
 from ebm_ppl.testing import t_test_chain_means
 
@@ -635,13 +635,23 @@ def test_a_flag_in_an_array_is_proved_anew():
         joint(wrapped, {"s": 1.0, "x": 0.0}, (np.array(True),))
 
 
-def test_a_derivative_with_respect_to_an_argument_in_the_energy_is_refused():
+@pytest.mark.filterwarnings("ignore:.*cannot learn anything")
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        constant_normalizer,
+        lambda model: surrogate_normalizer(model, {}),
+        lambda model: negative_phase(model, kernel=ebm.kernels.mala(0.5), num_chains=2, num_steps=1),
+    ],
+    ids=["constant_normalizer", "surrogate_normalizer", "negative_phase"],
+)
+def test_a_derivative_with_respect_to_an_argument_in_the_energy_is_refused(wrap):
     """Measured without the check: 3.5 for a gradient of 1.0."""
 
     def model(w):
         numpyro.sample("x", ebm.EBM(lambda x: -w * x, dist.Normal(0.0, 1.0)), obs=0.7)
 
-    density = lambda w: log_density(constant_normalizer(model), (w,), {}, {})[0]
+    density = lambda w: log_density(wrap(model), (w,), {}, {})[0]
     assert np.isfinite(float(density(0.5)))
     with pytest.raises(
         ebm.UnknownNormalizerError, match="derivative with respect to something that reaches the energy"

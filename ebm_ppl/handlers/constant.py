@@ -1,19 +1,14 @@
 """``constant_normalizer``: leave out a log Z that is proved to be a constant."""
 
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any
-
-import jax
-import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
 
 from ebm_ppl.distributions import EBM
 from ebm_ppl.errors import UnknownNormalizerError
+from ebm_ppl.handlers.left_out import leave_out
 from ebm_ppl.handlers.policy import Policy
 from ebm_ppl.provenance import SiteDependencies
 from ebm_ppl.roles import role_of, what_to_do
-from ebm_ppl.types import Array
 
 
 class constant_normalizer(Policy):
@@ -76,8 +71,7 @@ class constant_normalizer(Policy):
             return ebm
         if found.latents:
             return ebm.with_normalizer(0.0, "constant")
-        example = ebm.support.feasible_like(jnp.zeros(ebm.batch_shape + ebm.event_shape, _dtype(ebm)))
-        return ebm.with_normalizer(_undifferentiable_zero(ebm.unnormalized_log_prob(example)), "constant")
+        return leave_out(ebm)
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
         """Note which of the sites promised to be fixed are not; check observed values."""
@@ -85,28 +79,6 @@ class constant_normalizer(Policy):
         if name in self._given and msg["type"] == "sample" and not msg["is_observed"]:
             self._loose.add(name)
         super().postprocess_message(msg)
-
-
-def _dtype(ebm: EBM) -> Any:
-    return jnp.result_type(int if ebm.base.is_discrete else float)
-
-
-@jax.custom_jvp
-def _undifferentiable_zero(log_density: Array) -> Array:
-    """Zero, for a log Z that is constant in every site and parameter, but perhaps not in the model's arguments."""
-    return jnp.zeros_like(log_density)
-
-
-@partial(_undifferentiable_zero.defjvp, symbolic_zeros=True)
-def _refuse_derivative(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    (log_density,), (tangent,) = primals, tangents
-    if not isinstance(tangent, SymbolicZero):
-        raise UnknownNormalizerError(
-            "constant_normalizer: got a derivative with respect to something that reaches the energy from outside the "
-            "model, as an argument does; log Z is not constant in it. Declare it as numpyro.param and use negative_phase, "
-            "train with ebm_ppl.fit, or use exact_normalizer."
-        )
-    return jnp.zeros_like(log_density), jnp.zeros_like(log_density)
 
 
 def require_constant(name: str, found: SiteDependencies) -> None:

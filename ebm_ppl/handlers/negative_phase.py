@@ -21,6 +21,7 @@ from ebm_ppl.handlers.callers import (
     require_random_keys,
 )
 from ebm_ppl.handlers.gradient import gradient_surrogate
+from ebm_ppl.handlers.left_out import leave_out
 from ebm_ppl.handlers.policy import Policy
 from ebm_ppl.handlers.rows import Rows, find_rows, fingerprint
 from ebm_ppl.handlers.tracking import TrackedNormalizer, init_tracking, track
@@ -153,7 +154,7 @@ class negative_phase(Policy):
                     "learn anything.",
                     stacklevel=2,
                 )
-            return ebm.with_normalizer(0.0, "constant")
+            return leave_out(ebm)
         if numpyro.get_mask() is False:
             return ebm.with_normalizer(jnp.nan, "gradient")  # nobody asks for densities, as in Predictive
         if is_autoguide_setup():

@@ -11,6 +11,7 @@ from jax.scipy.special import logsumexp
 from ebm_ppl.checks import check_count
 from ebm_ppl.distributions import EBM, find_ebms
 from ebm_ppl.errors import UnknownNormalizerError
+from ebm_ppl.handlers.left_out import leave_out
 from ebm_ppl.handlers.policy import Policy
 from ebm_ppl.handlers.simulate import simulate
 from ebm_ppl.provenance import SiteDependencies, ebm_dependencies
@@ -169,7 +170,7 @@ class surrogate_normalizer(Policy):
     def account(self, ebm: EBM, msg: dict[str, Any], found: SiteDependencies) -> EBM:
         """The importance-sampling estimate, up to log Z at the reference."""
         if not found.latents:
-            return ebm.with_normalizer(0.0, "constant")
+            return leave_out(ebm)
         pool = self._pools[msg["name"]]
         _only_ebm(msg["name"], msg["fn"])
         if pool.events.shape[1:] != ebm.batch_shape + ebm.event_shape:
