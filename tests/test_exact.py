@@ -100,6 +100,12 @@ def test_discrete_energies_learn_by_summation():
     assert float(result.losses[-1]) == pytest.approx(float(exact), rel=1e-4)
 
 
+def test_a_formula_for_a_site_that_is_not_there_is_refused():
+    wrapped = exact_normalizer(model, log_normalizer={"yy": lambda site: 0.0})
+    with pytest.raises(ValueError, match=r"got a formula for \['yy'\], expected names among \['y'\]"):
+        log_density(wrapped, (DATA,), {}, {"lp": 1.0})
+
+
 def test_mixtures_get_their_relative_weights():
     def mixture():
         narrow = ebm.EBM(lambda x: 0.5 * 100.0 * x**2, dist.ImproperUniform(constraints.real, (), ()))

@@ -35,6 +35,7 @@ class exact_normalizer(Policy):
     Raises:
         UnknownNormalizerError: (when the model runs) log Z of a site cannot be computed exactly; the text says what else
             there is.
+        ValueError: (when the model runs) ``log_normalizer`` names a site that is no EBM site of the model.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, ebm_ppl as ebm
@@ -58,6 +59,13 @@ class exact_normalizer(Policy):
         for formula in [*self._formulas.values(), *([] if self._formula is None else [self._formula])]:
             if not callable(formula):
                 raise TypeError(f"log_normalizer: got {type(formula).__name__}, expected a function of the EBM.")
+
+    def examine(self, found: dict[str, SiteDependencies]) -> None:
+        """A formula for a site that is not there would go unnoticed, and its site get the default."""
+        unknown = sorted(set(self._formulas) - set(found))
+        if unknown:
+            raise ValueError(f"log_normalizer: got a formula for {unknown}, expected names among {sorted(found)}.")
+        super().examine(found)
 
     def require(self, name: str, found: SiteDependencies) -> None:
         """Any role is right, outside ``scan``."""

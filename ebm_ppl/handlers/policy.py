@@ -38,6 +38,13 @@ class Policy(Messenger):
         self._sites: dict[str, SiteDependencies] | None = None
         self._names: dict[int, str] = {}
 
+    def examine(self, found: dict[str, SiteDependencies]) -> None:
+        """Refuse the sites, of all EBM sites of the model, that this policy would get wrong."""
+        for name, site in found.items():
+            if not site.is_normalized:
+                refuse_scan(name, site)
+                self.require(name, site)
+
     def require(self, name: str, found: SiteDependencies) -> None:
         """Raise ``UnknownNormalizerError``, with the remedy, where this policy would be wrong for a site."""
         raise NotImplementedError
@@ -56,10 +63,7 @@ class Policy(Messenger):
         found = None if key is None else self._proofs.get(key)
         if found is None:
             found = ebm_dependencies(self.fn, args, kwargs)
-            for name, site in found.items():
-                if not site.is_normalized:
-                    refuse_scan(name, site)
-                    self.require(name, site)
+            self.examine(found)
             if key is not None:
                 self._proofs[key] = found
         self._sites, self._names = found, {}
