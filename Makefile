@@ -45,11 +45,16 @@ install: $(STAMP) ## create or update the environment and stop there
 demo: $(STAMP) ## train, use and diagnose a small model, and print the table
 	$(BIN)/python -m ebm_ppl
 
-test: $(STAMP) ## the default tests and the doctests
-	$(PYTEST) $(PYTEST_ARGS)
+# The documented examples run with every call type-checked; a selection of tests (PYTEST_ARGS) leaves them out.
+EXAMPLES := $(PYTEST) -p tests.typecheck_plugin ebm_ppl
+
+test: $(STAMP) ## the default tests, and the documented examples
+	$(PYTEST) tests $(PYTEST_ARGS)
+	$(if $(PYTEST_ARGS),,$(EXAMPLES))
 
 test-slow: $(STAMP) ## every test, the slow ones included
-	$(PYTEST) -m "slow or not slow" $(PYTEST_ARGS)
+	$(PYTEST) tests -m "slow or not slow" $(PYTEST_ARGS)
+	$(if $(PYTEST_ARGS),,$(EXAMPLES))
 
 lint: $(STAMP) ## formatting, lint rules and types; changes nothing
 	$(BIN)/ruff format --check .

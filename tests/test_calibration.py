@@ -197,6 +197,7 @@ def test_an_ebm_prior_without_its_energy_is_caught(key):
     assert not rank_test(latent_ranks(key, flat)["x"], 49, 10).passed
 
 
+@pytest.mark.slow
 def test_nuts_that_ignores_the_data_is_caught_by_the_log_likelihood_alone(key):
     ranks = latent_ranks(key, quartic, has_data=False)
     rank_test(ranks["x"], 49, 10).raise_if_failed()

@@ -18,6 +18,7 @@ def prior_of(net, digits):
     return dist.TransformedDistribution(ebm.EBM(net, base), digits.whiten)
 
 
+@pytest.mark.slow
 def test_an_untrained_prior_is_the_gaussian_and_nuts_finds_its_closed_form(key):
     """Zero energy leaves the full-covariance Gaussian, whose posterior mean is known exactly."""
     digits = demo.load(0)

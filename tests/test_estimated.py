@@ -50,6 +50,7 @@ def latent(y):
         numpyro.sample("x", ebm.EBM(lambda x: -w * x, dist.Normal(0.0, 1.0)), obs=y)
 
 
+@pytest.mark.slow
 def test_objectives_that_need_the_value_learn():
     """Posterior of the tilt: N(n m / (n + 1), 1 / (n + 1)). A gradient-only log Z leaves importance weights wrong."""
     model = estimated_normalizer(latent, kernel=MALA, num_particles=256, num_temperatures=4)

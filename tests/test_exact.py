@@ -68,6 +68,7 @@ def test_nuts_finds_the_doubly_intractable_posterior(key):
     t_test_chain_means(mcmc.get_samples(group_by_chain=True)["lp"], mean, name="mean").raise_if_failed()
 
 
+@pytest.mark.slow
 def test_algorithms_that_need_the_value_get_it():
     """A gradient-only log Z gives 1.53 here."""
 

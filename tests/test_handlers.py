@@ -81,6 +81,7 @@ def test_nuts_over_a_latent_on_the_positive_half_line(key):
     t_test_chain_means(x < median, 0.5, name="below the median").raise_if_failed()
 
 
+@pytest.mark.slow
 def test_nuts_over_a_latent_image_with_a_likelihood(key):
     """Prior N(m, S) by tilting one Gaussian with another, two of three coordinates observed with noise, plus a latent
     scale that has nothing to do with the energy."""

@@ -90,6 +90,7 @@ def test_one_run_comes_close(key):
     assert float(prior.mean()) == pytest.approx(b / (1 + a), abs=0.25)
 
 
+@pytest.mark.slow
 def test_minibatches_leave_the_chains_of_other_rows_alone(key):
     small = partial(model, subsample_size=50)
     first, _ = fit(key, small, num_steps=1)
@@ -108,6 +109,7 @@ def test_a_run_in_two_parts_is_the_same_run(key):
     np.testing.assert_array_equal(whole.posterior["z"], rest.posterior["z"])
 
 
+@pytest.mark.slow
 def test_several_posterior_chains_and_a_vector_generator(key):
     """A two-dimensional latent, a linear generator that is learned, and four chains per row."""
 

@@ -142,6 +142,7 @@ def test_gradient_is_that_of_the_likelihood_with_these_negatives(model, args, ro
     assert bool(jnp.isnan(density(0.5)[0]))
 
 
+@pytest.mark.slow
 def test_networks_of_numpyro_modules_learn(key):
     """A network tilts N(0, 1) towards data around 1: its samples move there."""
     data = 1.0 + 0.3 * jax.random.normal(key, (100, 1))
@@ -187,6 +188,7 @@ def conditional_mle():
     return dict(zip("abw", scipy.optimize.minimize(loss, [0.5, 0.5, 1.0]).x, strict=True))
 
 
+@pytest.mark.slow
 def test_maximum_likelihood_with_a_normaliser_per_row():
     exact = conditional_mle()
     assert [round(value, 2) for value in exact.values()] == [0.56, 0.95, 1.53]
@@ -288,6 +290,7 @@ def latent_mle():
     return {"a": a, "b": x.mean() * (1.0 + a)}
 
 
+@pytest.mark.slow
 def test_a_latent_prior_learns_through_svi_with_an_amortised_guide():
     """(1.723, 2.103); with Z dropped, a hits its bound and the loss falls to -195,109."""
     exact = latent_mle()
@@ -309,6 +312,7 @@ def doubly_intractable(y):
 PRECISION_DATA = 0.5 * jax.random.normal(jax.random.key(1), (100, 1))
 
 
+@pytest.mark.slow
 def test_fresh_chains_give_the_variational_posterior():
     """The energy depends on a latent that the guide draws anew each time; exact posterior 1.188 +- .141."""
     model = negative_phase(doubly_intractable, kernel=MALA, num_chains=64, num_steps=40, persistent=False)
@@ -409,6 +413,7 @@ def test_tracked_log_normalizer_is_unbiased(key):
         t_test_chain_means(np.exp(log_z[:, column] - w**2 / 2), 1.0, name=f"w = {w}").raise_if_failed()
 
 
+@pytest.mark.slow
 def test_tracked_loss_means_something_and_changes_nothing_else():
     options = {"kernel": ebm.kernels.mala(step_size=0.5), "num_chains": 512, "num_steps": 5}
     results = {}
@@ -447,6 +452,7 @@ def test_a_run_in_two_parts_is_the_same_run():
     assert int(bank["num_divergent"]) == 0
 
 
+@pytest.mark.slow
 def test_updates_in_a_python_loop_and_with_a_progress_bar():
     svi = SVI(negative_phase(tilted, kernel=MALA), lambda data: None, optax.adam(0.05), Trace_ELBO())
     state = svi.init(jax.random.key(0), TILTED)

@@ -38,6 +38,7 @@ def draws(model, key, num_samples=100):
     return np.asarray(mcmc.get_samples(group_by_chain=True)["x"], np.float64)
 
 
+@pytest.mark.slow
 def test_simplex_moments(key):
     x = draws(latent(lambda x: -jnp.sum((ALPHA - 1.0) * jnp.log(x)), constraints.simplex, (3,)), key)
     for i, mean in enumerate((0.2, 0.3, 0.5)):
@@ -63,6 +64,7 @@ def test_sphere_moments(key):
     t_test_chain_means(u[..., 1], 0.0, name="across").raise_if_failed()
 
 
+@pytest.mark.slow
 def test_torus_of_two_coupled_angles(key):
     """x_1 | x_0 is von Mises around x_0, so their difference is von Mises and x_0 uniform."""
     x = draws(latent(lambda x: -2.0 * jnp.cos(x[0] - x[1]), constraints.circular, (2,)), key)

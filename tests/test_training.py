@@ -147,8 +147,15 @@ def leaves(state):
             for x in jax.tree.leaves(eqx.filter(state, eqx.is_array))]  # fmt: skip
 
 
-@pytest.mark.parametrize("pieces", [[60], [1, 59], [25, 25, 10]])
-@pytest.mark.parametrize("report_every", [7, 100])
+@pytest.mark.parametrize(
+    ("report_every", "pieces"),
+    [
+        (7, [25, 25, 10]),
+        (100, [1, 59]),
+        *[pytest.param(*case, marks=pytest.mark.slow) for case in [(7, [60]), (7, [1, 59]), (100, [60])]],
+        pytest.param(100, [25, 25, 10], marks=pytest.mark.slow),
+    ],
+)
 def test_resumption_is_bit_identical(pieces, report_every):
     def run(pieces, report_every, key):
         optimizer, data = optax.adam(1e-2), gaussian_data()
