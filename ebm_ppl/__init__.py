@@ -12,6 +12,7 @@ from ebm_ppl import potentials as potentials
 from ebm_ppl.adaptation import tune_step_size as tune_step_size
 from ebm_ppl.distributions import EBM as EBM
 from ebm_ppl.errors import NonFiniteEnergyError as NonFiniteEnergyError
+from ebm_ppl.errors import SMCFailure as SMCFailure
 from ebm_ppl.errors import TrainingFailure as TrainingFailure
 from ebm_ppl.errors import UnknownNormalizerError as UnknownNormalizerError
 from ebm_ppl.sampling import Draws as Draws
@@ -29,8 +30,20 @@ __version__ = "0.1.0"
 
 # Loaded on use: arviz and matplotlib cost more than the rest of the package together, and the other modules too add to
 # the price of the import (`make bench` measures it).
-_ON_USE = ("diagnostics", "handlers", "infer", "kernels", "normalizer", "objectives", "plots", "targets", "testing")
-_FUNCTIONS_ON_USE = {"check_model": "roles"}
+_ON_USE = (
+    "diagnostics",
+    "diffusion",
+    "flows",
+    "handlers",
+    "infer",
+    "kernels",
+    "normalizer",
+    "objectives",
+    "plots",
+    "targets",
+    "testing",
+)
+_FUNCTIONS_ON_USE = {"check_model": "roles", "tune_ladder": "ladder"}
 
 
 def __getattr__(name: str) -> _Any:

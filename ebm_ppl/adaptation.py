@@ -13,6 +13,7 @@ from blackjax.adaptation.step_size import dual_averaging_adaptation
 from jax.tree_util import Partial
 
 from ebm_ppl.checks import check_count, check_finite_energy, check_positive, is_traced
+from ebm_ppl.proposals import TakenApart, hold
 from ebm_ppl.sampling import advance, check_sampler
 from ebm_ppl.types import Array, Key, Potential, SamplerState
 
@@ -29,7 +30,7 @@ def tunables(sampler: SamplerState) -> dict[str, Any]:
     return dict(sampler.kernel.keywords) if isinstance(sampler.kernel, Partial) else {}
 
 
-def set_tunables(sampler: SamplerState, **changes: Any) -> SamplerState:
+def set_tunables(sampler: SamplerState, /, **changes: Any) -> SamplerState:
     """The same chains with other tunables; nothing recompiles while shapes and dtypes stay.
 
     Raises:
@@ -49,7 +50,12 @@ def set_tunables(sampler: SamplerState, **changes: Any) -> SamplerState:
         changes["step_size"] = check_positive("step_size", changes["step_size"])
     # Keep the old leaf's dtype: a Python float or an x64 scalar would otherwise change the compiled signature.
     new = {
-        name: jax.tree.map(lambda old, value: jnp.asarray(value, old.dtype), current[name], value)
+        # Of what is held taken apart not even two equal structures need compare equal.
+        name: hold(value)
+        if isinstance(current[name], TakenApart)
+        else jax.tree.map(
+            lambda old, value: jnp.asarray(value, old.dtype) if eqx.is_array(old) else value, current[name], value
+        )
         for name, value in changes.items()
     }
     kernel = Partial(sampler.kernel.func, *sampler.kernel.args, **{**current, **new})

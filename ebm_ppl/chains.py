@@ -1,4 +1,4 @@
-"""Chains of an EBM: kernels run in unconstrained space, on every row by itself.
+"""Chains of an EBM: kernels run in unconstrained space (discrete ones on the events), on every row by itself.
 
 A :class:`~ebm_ppl.types.SamplerState` of an EBM without rows holds unconstrained positions ``(chain, *unconstrained)``.
 With rows, its arrays have one more leading axis, ``(row, chain, *unconstrained)``: the rows of ``batch_shape``, flattened.
@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from ebm_ppl.distributions import EBM
+from ebm_ppl.kernels.discrete import find_values, values_of_support
 from ebm_ppl.rows import RowPotential, UnconstrainedPotential
-from ebm_ppl.sampling import advance, chains_at
+from ebm_ppl.sampling import advance, chains_at, is_discrete_kernel
 from ebm_ppl.supports import is_circular
-from ebm_ppl.types import Array, Info, Kernel, Key, SamplerState
+from ebm_ppl.types import Array, Info, Kernel, Key, Potential, SamplerState
 
 
 def init_chains(
@@ -39,10 +40,11 @@ def init_chains(
         batch_shape: The rows to make chains for, where they are more than the EBM has (it sees a minibatch of them).
 
     Returns:
-        A sampler of unconstrained positions.
+        A sampler of unconstrained positions, or of events where the support is discrete.
 
     Raises:
-        TypeError: chains cannot move on the support (the text names what can).
+        TypeError: chains cannot move on the support (the text names what can). Discrete kernels move on discrete supports,
+            all others on continuous ones.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro.distributions as dist, ebm_ppl
@@ -52,15 +54,22 @@ def init_chains(
         >>> bool((chain_values(ebm, sampler) > 0).all())
         True
     """
-    transform = ebm.transform
+    is_discrete = ebm.support.is_discrete and is_discrete_kernel(kernel)
+    transform = None if is_discrete else ebm.transform  # refuses discrete supports, and says what moves on them
     rows = ebm.batch_shape if batch_shape is None else batch_shape
     if start is None:
         start = base_draws(key, ebm, (num_chains,), rows)
-    if start is None:
-        shape = (num_chains, *transform.inverse_shape((*rows, *ebm.event_shape)))
+    event_shape = (*rows, *ebm.event_shape)
+    if transform is None:
+        if start is None:
+            values = jnp.array(find_values("this kernel", None, RowPotential(ebm, 0)))
+            start = jax.random.choice(key, values, (num_chains, *event_shape))
+        position = jnp.broadcast_to(start, (num_chains, *event_shape))
+    elif start is None:
+        shape = (num_chains, *transform.inverse_shape(event_shape))
         position = jax.random.uniform(key, shape, minval=-2.0, maxval=2.0)
     else:
-        position = transform.inv(jnp.broadcast_to(start, (num_chains, *rows, *ebm.event_shape)))
+        position = transform.inv(jnp.broadcast_to(start, (num_chains, *event_shape)))
     if rows:
         position = position.reshape(num_chains, math.prod(rows), *position.shape[1 + len(rows) :])
         position = jnp.swapaxes(position, 0, 1)
@@ -128,7 +137,7 @@ def chain_values(ebm: EBM, sampler: SamplerState) -> Array:
     if ebm.batch_shape:
         position = jnp.swapaxes(position, 0, 1)
         position = position.reshape(position.shape[0], *ebm.batch_shape, *position.shape[2:])
-    return jax.lax.stop_gradient(ebm.transform(position))
+    return jax.lax.stop_gradient(position if ebm.support.is_discrete else ebm.transform(position))
 
 
 def chain_weights(ebm: EBM, sampler: SamplerState) -> Array:
@@ -146,8 +155,20 @@ def to_rows(ebm: EBM, values: Array) -> Array:
     return jnp.swapaxes(values, 0, 1)
 
 
-def _potential(ebm: EBM, row: Array) -> UnconstrainedPotential:
-    return UnconstrainedPotential(RowPotential(ebm, row))
+def _potential(ebm: EBM, row: Array) -> Potential:
+    return chain_potential(RowPotential(ebm, row))
+
+
+def chain_potential(row: RowPotential) -> Potential:
+    """The energy that the chains of a row move under: in unconstrained space, or of the events themselves if discrete.
+
+    A discrete energy over the counting measure (``dist.ImproperUniform``) is handed over as it is, so that structured
+    kernels find its conditionals.
+    """
+    if not row.support.is_discrete:
+        return UnconstrainedPotential(row)
+    is_structured = row.site_values is not None and row.site_values == values_of_support(row.support)
+    return row.ebm.potential if row.is_bare and is_structured else row
 
 
 class ChainSimulator(eqx.Module):
@@ -179,11 +200,13 @@ class ChainSimulator(eqx.Module):
         init_key, first_key, second_key = jax.random.split(key, 3)
         every_row = init_chains(init_key, potential.ebm, num_samples, self.kernel)
         position = every_row.position[potential.row] if potential.ebm.batch_shape else every_row.position
-        target = UnconstrainedPotential(potential)
+        target = chain_potential(potential)
         sampler, _ = advance(first_key, target, chains_at(position, self.kernel), self.num_steps // 2)
         half_way = jax.vmap(target)(sampler.position)
         sampler, info = advance(second_key, target, sampler, self.num_steps - self.num_steps // 2)
-        draws, _ = jax.vmap(potential.to_event)(sampler.position)
+        draws = sampler.position
+        if not potential.support.is_discrete:
+            draws, _ = jax.vmap(potential.to_event)(draws)
         drift = jax.vmap(target)(sampler.position) - half_way
         return draws, {"acceptance_rate": info.acceptance_rate, "energy_drift": drift}
 

@@ -22,12 +22,12 @@ from numpyro.infer.reparam import TransformReparam
 from sklearn.datasets import load_digits
 
 from ebm_ppl import diagnostics, handlers, kernels, objectives, plots, potentials
-from ebm_ppl.adaptation import tune_step_size
+from ebm_ppl.adaptation import tunables, tune_step_size
 from ebm_ppl.diagnostics import Estimate, Summary
 from ebm_ppl.distributions import EBM
 from ebm_ppl.sampling import advance, draw, init_sampler
 from ebm_ppl.training import TrainState, fit, init_train
-from ebm_ppl.types import Array, Key
+from ebm_ppl.types import Array, Kernel, Key
 
 IMAGE = (8, 8)
 NOISE = 0.1
@@ -86,10 +86,18 @@ def load(seed: int) -> Digits:
     return Digits(train, held_out, mean, covariance, whiten)
 
 
-def train(key: Key, digits: Digits, *, num_updates: int = 2000) -> tuple[TrainState, dict[str, np.ndarray]]:
-    """Train an energy on white coordinates, tilted by a standard normal, with persistent MALA negatives.
+def train(
+    key: Key, digits: Digits, *, kernel: Kernel | None = None, num_updates: int = 2000
+) -> tuple[TrainState, dict[str, np.ndarray]]:
+    """Train an energy on white coordinates, tilted by a standard normal, with persistent negatives.
 
     A standard normal in white coordinates is the full-covariance Gaussian in pixels, so the EBM starts at that baseline.
+
+    Args:
+        key: Random key.
+        digits: From :func:`load`.
+        kernel: Moves the negatives; MALA when ``None``. A step size, where it has one, is tuned to acceptance .6.
+        num_updates: Training updates.
     """
     net_key, noise_key, chain_key, tune_key, fit_key = jax.random.split(key, 5)
     base = dist.Normal(0.0, 1.0).expand([64]).to_event(1)
@@ -99,14 +107,25 @@ def train(key: Key, digits: Digits, *, num_updates: int = 2000) -> tuple[TrainSt
     # row stand in for fresh noise in every batch.
     copies = jnp.tile(digits.train, (10, 1))
     data = jax.vmap(digits.whiten.inv)(copies + NOISE * jax.random.normal(noise_key, copies.shape))
-    sampler = init_sampler(base.sample(chain_key, (256,)), kernels.mala(step_size=0.1))
-    sampler = tune_step_size(tune_key, potential, sampler, target_acceptance=0.6)
+    sampler = init_sampler(base.sample(chain_key, (256,)), kernels.mala(step_size=0.1) if kernel is None else kernel)
+    target_acceptance = 0.6 if "step_size" in tunables(sampler) else None
+    if target_acceptance is not None:
+        sampler = tune_step_size(tune_key, potential, sampler, target_acceptance)
     optimizer = optax.chain(
         optax.clip_by_global_norm(10.0), optax.adam(optax.cosine_decay_schedule(1e-3, num_updates, 0.05))
     )
     objective = functools.partial(objectives.persistent_contrastive_divergence, num_steps=15)
     state = init_train(potential, optimizer, sampler)
-    return fit(fit_key, state, data, objective, optimizer, num_steps=num_updates, batch_size=256, target_acceptance=0.6)
+    return fit(
+        fit_key,
+        state,
+        data,
+        objective,
+        optimizer,
+        num_steps=num_updates,
+        batch_size=256,
+        target_acceptance=target_acceptance,
+    )
 
 
 def inpainting_model(prior: dist.Distribution, observed_pixels: Array) -> None:
@@ -150,6 +169,7 @@ def run(
     seed: int = 0,
     output: str | Path = "outputs/demo",
     *,
+    kernel: Kernel | None = None,
     num_updates: int = 2000,
     num_digits: int = 150,
     num_samples: int = 500,
@@ -159,6 +179,7 @@ def run(
     Args:
         seed: Of the split and of every random key.
         output: Folder for ``digits.png``, ``rank.png`` and ``demo.nc``.
+        kernel: Moves the negatives in training; MALA when ``None``.
         num_updates: Training updates.
         num_digits: Held-out digits to fill in.
         num_samples: NUTS draws per chain, after 200 of warm-up.
@@ -171,7 +192,7 @@ def run(
 
     print(f"Training the EBM prior on {len(digits.train)} digits ...", flush=True)
     start = time.perf_counter()
-    state, history = train(train_key, digits, num_updates=num_updates)
+    state, history = train(train_key, digits, kernel=kernel, num_updates=num_updates)
     seconds["training"] = time.perf_counter() - start
 
     print("Running its chains at frozen parameters ...", flush=True)

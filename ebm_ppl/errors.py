@@ -29,3 +29,21 @@ class TrainingFailure(RuntimeError):
         self.rows = rows
         self.chains = chains
         self.history = history
+
+
+class SMCFailure(RuntimeError):
+    """Sequential Monte Carlo met weights that are not numbers, or a population of which nothing was left.
+
+    Attributes:
+        rows: Indices of the rows that failed.
+        num_nonfinite: Energies that were NaN or infinite on the way, in each of those rows.
+        num_temperatures: Steps that each of them took.
+        ess_minimum: The smallest fraction of the population that its weights were worth, in each of them.
+    """
+
+    def __init__(self, message: str, *, rows: Any, num_nonfinite: Any, num_temperatures: Any, ess_minimum: Any):
+        super().__init__(message)
+        self.rows = rows
+        self.num_nonfinite = num_nonfinite
+        self.num_temperatures = num_temperatures
+        self.ess_minimum = ess_minimum

@@ -7,12 +7,56 @@ NumPyro says ``sample(key, shape)``, distrax ``sample(seed=key, sample_shape=sha
 import inspect
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 
 from ebm_ppl.types import Array, HasReference, Key, Potential, PyTree
 
 _WAYS_TO_DRAW = ("sample_and_log_prob", "sample")
+
+
+class TakenApart(eqx.Module):
+    """A distribution held as its arrays and its structure. See :func:`hold`."""
+
+    leaves: list[Any]
+    structure: Any = eqx.field(static=True)
+
+    @property
+    def value(self) -> Any:
+        """The distribution itself."""
+        return jax.tree.unflatten(self.structure, self.leaves)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one event."""
+        return tuple(self.value.event_shape)
+
+    def sample_and_log_prob(self, key: Key, num_samples: int) -> tuple[Array, Array]:
+        """Draws and their log densities."""
+        return sample_and_log_prob(self.value, key, num_samples)
+
+    def log_prob(self, events: Array) -> Array:
+        """Log density of each row of events."""
+        return log_density(self.value, events)
+
+
+def hold(distribution: Any) -> Any:
+    """A distribution as a part of a pytree that compiled functions return.
+
+    distrax's distributions cannot be rebuilt around the masks that stand for their arrays on the way; they are held taken
+    apart. Every other one is returned as it is. Some of distrax's (those with bijectors inside) have a structure that
+    equals no other one's, and a compiled function is compiled anew for each of them.
+
+    Example:
+        >>> import numpyro.distributions as dist
+        >>> isinstance(hold(dist.Normal(0.0, 1.0)), TakenApart)
+        False
+    """
+    leaves, structure = jax.tree.flatten(distribution)
+    if jax.tree.structure(jax.tree.unflatten(structure, [False] * len(leaves))) == structure:
+        return distribution
+    return TakenApart(leaves, structure)
 
 
 def sample_and_log_prob(distribution: Any, key: Key, num_samples: int) -> tuple[Array, Array]:
@@ -35,6 +79,23 @@ def sample_and_log_prob(distribution: Any, key: Key, num_samples: int) -> tuple[
         return distribution.sample_and_log_prob(key, num_samples)
     draws = jnp.asarray(distribution.sample(key, (num_samples,)))
     return draws, distribution.log_prob(draws)
+
+
+def log_density(distribution: Any, events: Array) -> Array:
+    """Log densities of events, ``(n,)``: minus infinity outside the support, where NumPyro's may be a finite number.
+
+    Example:
+        >>> import numpyro.distributions as dist
+        >>> log_density(dist.Uniform(0.0, 2.0), jnp.array([1.0, 3.0])).tolist()
+        [-0.6931471824645996, -inf]
+    """
+    support = getattr(distribution, "support", None)
+    if support is None:
+        return jnp.asarray(distribution.log_prob(events))
+    inside = support(events)
+    # NumPyro warns about values outside the support, and its numbers there mean nothing.
+    events = jnp.where(inside.reshape(-1, *[1] * (events.ndim - 1)), events, support.feasible_like(events))
+    return jnp.where(inside, distribution.log_prob(events), -jnp.inf)
 
 
 def _takes_seed(method: Any) -> bool:

@@ -34,6 +34,21 @@ class RowPotential(eqx.Module):
     ebm: Any
     row: Any
 
+    @property
+    def support(self) -> Any:
+        """Support of the EBM."""
+        return self.ebm.support
+
+    @property
+    def site_values(self) -> tuple[int, ...] | None:
+        """Coding that a discrete energy declares, or ``None``."""
+        return getattr(self.ebm.potential, "site_values", None)
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether on the support there is nothing but the energy: a constant base, and no condition."""
+        return isinstance(self.ebm.base, dist.ImproperUniform) and self.ebm.condition is None
+
     def __call__(self, event: Event) -> Scalar:
         """Energy of one event."""
         ebm, base = self.ebm, _shared(self.ebm.base)

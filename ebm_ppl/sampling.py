@@ -16,6 +16,7 @@ from ebm_ppl.info import add_infos, moved
 from ebm_ppl.types import (
     Array,
     AuxiliaryKernel,
+    DiscreteKernel,
     Info,
     Kernel,
     Key,
@@ -57,14 +58,15 @@ def init_sampler(position: PyTree, kernel: Kernel) -> SamplerState:
     """A sampler state from starting positions.
 
     Args:
-        position: Floating positions ``(chain, *event)`` (or a pytree of such arrays), finite, at least one chain.
+        position: Floating positions ``(chain, *event)`` (or a pytree of such arrays), finite, at least one chain; integers
+            too for a discrete kernel such as ``ebm.kernels.gibbs()``.
         kernel: From :mod:`ebm_ppl.kernels`.
 
     Returns:
         A state with zero log weights.
 
     Raises:
-        TypeError: integer, complex or 16-bit positions, or a kernel that is not callable.
+        TypeError: integer (for a gradient kernel), complex or 16-bit floating positions, or a kernel that is not callable.
         ValueError: zero chains, differing numbers of chains, or non-finite positions (with the first chain).
 
     Example:
@@ -86,8 +88,13 @@ def init_sampler(position: PyTree, kernel: Kernel) -> SamplerState:
     if len(counts) > 1:
         raise ValueError(f"position: got leaves with {sorted(counts)} chains, expected one number of chains.")
     for leaf in leaves:
+        if jnp.issubdtype(leaf.dtype, jnp.integer) and is_discrete_kernel(kernel):
+            continue
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise TypeError(f"position: got dtype {leaf.dtype}, expected floating positions for a gradient kernel.")
+            raise TypeError(
+                f"position: got dtype {leaf.dtype}, expected floating positions for a gradient kernel. Discrete kernels "
+                "move integers: ebm.kernels.gibbs, gibbs_with_gradients and discrete_langevin."
+            )
         if leaf.dtype.itemsize < 4:
             raise TypeError(f"position: got dtype {leaf.dtype}, expected float32 or float64; accept steps need them.")
         if not is_traced(leaf):
@@ -109,8 +116,17 @@ def chains_at(position: PyTree, kernel: Kernel) -> SamplerState:
     return SamplerState(position, jnp.zeros(leaves[0].shape[0], dtype), kernel, _fresh_auxiliary(position, kernel))
 
 
+def is_discrete_kernel(kernel: Kernel) -> bool:
+    """Whether a kernel moves on finitely many values, see :class:`~ebm_ppl.types.DiscreteKernel`."""
+    return isinstance(_function_behind(kernel), DiscreteKernel)
+
+
+def _function_behind(kernel: Kernel) -> Any:
+    return kernel.func if isinstance(kernel, Partial) else kernel
+
+
 def _fresh_auxiliary(position: PyTree, kernel: Kernel) -> PyTree:
-    func = kernel.func if isinstance(kernel, Partial) else kernel
+    func = _function_behind(kernel)
     if not isinstance(func, AuxiliaryKernel):
         return None
     return func.start_auxiliary(position, **(kernel.keywords if isinstance(kernel, Partial) else {}))
@@ -181,16 +197,19 @@ def draw(
 
 
 def check_sampler(potential: Potential, sampler: SamplerState) -> None:
-    """The energy must give a real floating scalar for one event of these chains.
+    """The energy must give a real floating scalar for one event of these chains, and discrete chains be in its coding.
 
     Raises:
         TypeError: ``sampler`` is not a :class:`~ebm_ppl.types.SamplerState`, or the energy is not real floating.
-        ValueError: the energy does not fit one event.
+        ValueError: the energy does not fit one event, or a discrete kernel does not fit the energy or the chains.
     """
     if not isinstance(sampler, SamplerState):
         raise TypeError(f"sampler: got {type(sampler).__name__}, expected the result of ebm.init_sampler.")
     event = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), sampler.position)
     check_potential(potential, event)
+    func = _function_behind(sampler.kernel)
+    if isinstance(func, DiscreteKernel):
+        func.check_position(potential, sampler.position)
 
 
 def _population(key: Key, potential: Potential, sampler: SamplerState) -> tuple[Any, Any]:

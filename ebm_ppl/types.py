@@ -138,3 +138,74 @@ class HasReference(Protocol):
     def reference(self) -> Any:
         """Normalised distribution of one event that can be sampled (NumPyro, distrax or a flow), or ``None``."""
         ...
+
+
+@runtime_checkable
+class HasSiteValues(Protocol):
+    """A potential that says how its discrete events are coded."""
+
+    @property
+    def site_values(self) -> tuple[int, ...] | None:
+        """What every site of an event may be, such as ``(-1, 1)`` or ``(0, 1)``; ``None`` if it does not know."""
+        ...
+
+
+@runtime_checkable
+class SiteConditionals(Protocol):
+    """A discrete potential that gives the law of one site under the others without evaluating the energy.
+
+    Sites are numbered as in ``event.reshape(-1)``.
+    """
+
+    @property
+    def site_values(self) -> tuple[int, ...]:
+        """What every site of an event may be."""
+        ...
+
+    def colours(self) -> tuple[Any, ...]:
+        """Classes of sites, arrays of their numbers, of which no two in one class interact.
+
+        Raises:
+            ValueError: there is no such colouring with few classes.
+        """
+        ...
+
+    def conditional_logits(self, state: Array, site: Array, /) -> Array:
+        """Log odds ``(num_values,)`` of the values of one site, up to a constant, given all the other sites."""
+        ...
+
+
+@runtime_checkable
+class BlockConditionals(Protocol):
+    """A discrete potential of visible sites that are independent given hidden ones, and the other way round."""
+
+    @property
+    def site_values(self) -> tuple[int, ...]:
+        """What every visible site may be."""
+        ...
+
+    def hidden_logits(self, visible: Array, /) -> Array:
+        """Log odds ``(num_hidden, 2)`` of the hidden units, given the visible."""
+        ...
+
+    def visible_logits(self, hidden: Array, /) -> Array:
+        """Log odds ``(num_visible, num_values)`` of the visible sites, given the hidden units in {0, 1}."""
+        ...
+
+
+@runtime_checkable
+class HasOneHotEnergy(Protocol):
+    """A discrete potential of labels, with an energy of indicator vectors that can be differentiated."""
+
+    def one_hot_energy(self, indicators: Array, /) -> Scalar:
+        """The energy of ``(*event, num_values)`` indicators, extended smoothly to all real arrays of that shape."""
+        ...
+
+
+@runtime_checkable
+class DiscreteKernel(Protocol):
+    """The function behind a kernel (``kernel.func``) that moves on finitely many values, integers among them."""
+
+    def check_position(self, potential: Potential, position: PyTree, /) -> None:
+        """Raise where the chains are not events of the potential in its coding; values only where they are concrete."""
+        ...

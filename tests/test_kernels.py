@@ -222,6 +222,7 @@ def test_a_nan_proposal_is_rejected_and_a_nan_state_is_flagged(key):
 
     sampler, info = ebm.advance(key, cliff, ebm.init_sampler(jnp.zeros(64), kernels.mala(0.5)), 50)
     assert bool((jnp.abs(sampler.position) <= 1.0).all())
+    assert bool((info.num_nonfinite > 0).all())
     _, info = ebm.advance(key, cliff, ebm.init_sampler(jnp.full(64, 3.0), kernels.unadjusted_langevin(1e-3)), 1)
     assert bool(info.is_divergent.all())
 

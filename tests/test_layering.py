@@ -38,9 +38,9 @@ LAYERS = (
     {"types", "errors"},
     {"checks", "info", "proposals"},
     {"potentials", "targets"},
-    {"kernels", "flows"},
+    {"kernels", "flows", "diffusion"},
     {"sampling"},
-    {"objectives", "normalizer", "adaptation", "testing"},
+    {"objectives", "normalizer", "adaptation", "ladder", "testing"},
     {"training"},
     TOP,
     {"demo"},
@@ -51,6 +51,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Neighbours in one layer that may meet. An import cycle between them is still refused.
 BESIDE = {
     "targets": {"potentials"},
+    "ladder": {"adaptation"},
     **dict.fromkeys(TOP, TOP),
 }
 

@@ -1,7 +1,30 @@
 """Kernels: from a potential to an ``(init, step)`` pair on a population of chains."""
 
+from ebm_ppl.kernels.composition import cycle as cycle
+from ebm_ppl.kernels.composition import global_local as global_local
+from ebm_ppl.kernels.composition import mixture as mixture
+from ebm_ppl.kernels.diffusion import diffusion as diffusion
+from ebm_ppl.kernels.diffusion import raw_diffusion as raw_diffusion
+from ebm_ppl.kernels.discrete_langevin import discrete_langevin as discrete_langevin
+from ebm_ppl.kernels.discrete_langevin import unadjusted_discrete_langevin as unadjusted_discrete_langevin
+from ebm_ppl.kernels.flow_assisted import flow_assisted as flow_assisted
+from ebm_ppl.kernels.generator import generator as generator
+from ebm_ppl.kernels.gibbs import gibbs as gibbs
+from ebm_ppl.kernels.gibbs_with_gradients import gibbs_with_gradients as gibbs_with_gradients
+from ebm_ppl.kernels.independence import independence as independence
+from ebm_ppl.kernels.isir import isir as isir
 from ebm_ppl.kernels.mcmc import from_blackjax as from_blackjax
 from ebm_ppl.kernels.mcmc import hmc as hmc
-from ebm_ppl.kernels.mcmc import mala as mala
 from ebm_ppl.kernels.mcmc import nuts as nuts
-from ebm_ppl.kernels.mcmc import unadjusted_langevin as unadjusted_langevin
+from ebm_ppl.kernels.microcanonical import adjusted_mclmc as adjusted_mclmc
+from ebm_ppl.kernels.microcanonical import mclmc as mclmc
+from ebm_ppl.kernels.microcanonical import unadjusted_mclmc as unadjusted_mclmc
+from ebm_ppl.kernels.one_step import barker as barker
+from ebm_ppl.kernels.one_step import mala as mala
+from ebm_ppl.kernels.one_step import random_walk as random_walk
+from ebm_ppl.kernels.one_step import unadjusted_langevin as unadjusted_langevin
+from ebm_ppl.kernels.scaled_langevin import implied_temperature as implied_temperature
+from ebm_ppl.kernels.scaled_langevin import langevin as langevin
+from ebm_ppl.kernels.short_run import short_run as short_run
+from ebm_ppl.kernels.tempered import tempered_smc as tempered_smc
+from ebm_ppl.kernels.tempering import replica_exchange as replica_exchange

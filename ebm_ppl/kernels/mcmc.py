@@ -1,34 +1,24 @@
-"""BlackJAX's per-chain samplers as population kernels: MALA, HMC, NUTS, unadjusted Langevin, and any that conforms.
+"""BlackJAX's per-chain samplers as population kernels: HMC, NUTS, and any other that conforms.
 
 This is the one place where the sign flips: BlackJAX reads ``logdensity_fn = -potential``.
 """
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import blackjax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from blackjax.base import SamplingAlgorithm
-from blackjax.mcmc.diffusions import DiffusionState, overdamped_langevin
 from jax.tree_util import Partial
 
 from ebm_ppl.checks import check_count, check_positive, is_traced
 from ebm_ppl.info import step_info
+from ebm_ppl.kernels.composed import COMPOSED, read_report
+from ebm_ppl.kernels.refusals import builder, refusal
 from ebm_ppl.types import Array, Event, Info, Kernel, Key, Potential, PyTree
-
-_REFUSED: dict[Any, str] = {
-    blackjax.elliptical_slice.differentiable: "it reads the log density as a likelihood against a Gaussian prior of its "
-    "own",
-    blackjax.mgrad_gaussian.differentiable: "it reads the log density as a likelihood against a Gaussian prior of its own",
-    blackjax.orbital_hmc.differentiable: "its state is a weighted orbit, not a position",
-    blackjax.sgld.differentiable: "it needs a stochastic gradient estimator, not a log density",
-    blackjax.sghmc.differentiable: "it needs a stochastic gradient estimator, not a log density",
-    blackjax.sgnht.differentiable: "it needs a stochastic gradient estimator, not a log density",
-    blackjax.csgld.differentiable: "it needs stochastic estimators, not a log density",
-}
 
 
 def from_blackjax(algorithm: Callable[..., SamplingAlgorithm], **parameters: Any) -> Kernel:
@@ -37,9 +27,17 @@ def from_blackjax(algorithm: Callable[..., SamplingAlgorithm], **parameters: Any
     Floating numbers and arrays among the parameters become pytree leaves of the kernel (changing one never recompiles);
     integers, strings, booleans and functions are static. Floating parameters are cast to the dtype of the chains.
 
+    A proposal whose energy is NaN or infinite, of either sign, is rejected; ``Info.num_nonfinite`` counts it wherever it
+    can be known. It cannot for slices and for multinomial trajectories, which discard single points without a trace; the
+    latter flag such a step as divergent.
+
+    A sampler with more to its state than the position (the momentum of ``ghmc``) starts that anew at every call of
+    :func:`ebm_ppl.advance`: momentum persists within a phase, not between phases.
+
     Args:
-        algorithm: A BlackJAX sampler such as ``blackjax.barker``, or any function
-            ``(logdensity_fn, **parameters) -> SamplingAlgorithm`` whose states have a ``position``.
+        algorithm: A BlackJAX sampler such as ``blackjax.slice_sampling``, or any function
+            ``(logdensity_fn, **parameters) -> SamplingAlgorithm`` whose states have a ``position``, and whose infos are
+            BlackJAX's or a :class:`ebm_ppl.kernels.composed.Report`.
         **parameters: Its parameters, such as ``step_size``.
 
     Returns:
@@ -60,13 +58,13 @@ def from_blackjax(algorithm: Callable[..., SamplingAlgorithm], **parameters: Any
         >>> state.position.shape, info.acceptance_rate.shape
         ((4, 2), (4,))
     """
-    build = algorithm.differentiable if isinstance(algorithm, blackjax.GenerateSamplingAPI) else algorithm
+    build = builder(algorithm)
     if not callable(build):
         raise TypeError(f"algorithm: got {type(algorithm).__name__}, expected a BlackJAX sampler.")
     if not isinstance(build, Hashable):
         raise TypeError(f"algorithm: got {type(algorithm).__name__}, which is not a BlackJAX MCMC sampler.")
-    if build in _REFUSED:
-        raise TypeError(f"algorithm: this BlackJAX sampler cannot serve as a negative phase: {_REFUSED[build]}.")
+    if (reason := refusal(build)) is not None:
+        raise TypeError(f"algorithm: this BlackJAX sampler cannot serve as a negative phase: {reason}.")
     if build is blackjax.irmh.differentiable and parameters.get("proposal_logdensity_fn") is None:
         raise TypeError(
             "algorithm: blackjax.irmh without proposal_logdensity_fn samples the wrong target; "
@@ -87,7 +85,8 @@ def from_blackjax(algorithm: Callable[..., SamplingAlgorithm], **parameters: Any
             tunables[name] = jax.tree.map(
                 lambda x: jnp.asarray(x, jnp.result_type(x)) if eqx.is_array_like(x) else x, value
             )
-    return Partial(_Population(build, tuple(static)), **tunables)
+    told: Any = COMPOSED.get(build, build)
+    return Partial(_Population(told, tuple(static)), **tunables)
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,9 @@ class _Population:
             dtype = jnp.result_type(*jax.tree.leaves(position))
 
             def logdensity_fn(event: Event) -> Array:
-                return -jnp.asarray(potential(event), dtype)
+                energy = jnp.asarray(potential(event), dtype)
+                # An infinite density would be accepted and never left; BlackJAX rejects what is not a number.
+                return jnp.where(energy == -jnp.inf, jnp.nan, -energy)
 
             cast = jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, tunables)
             return self.build(logdensity_fn, **cast, **dict(self.static))
@@ -141,82 +142,9 @@ def _num_chains(position: PyTree) -> int:
 
 
 def _info(state: Any, info: Any) -> Info:
-    """BlackJAX's infos differ by sampler; these three numbers are what every diagnostic reads."""
-    fields = info._asdict()
-    finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state.position)]).all()
-    finite &= ~jnp.isnan(state._asdict().get("logdensity", 0.0))
-    one_chain = step_info(
-        1,
-        acceptance_rate=fields.get("acceptance_rate", jnp.nan),
-        is_divergent=jnp.asarray(fields.get("is_divergent", False)) | ~finite,
-        num_gradients=fields.get("num_integration_steps", 1),
-    )
+    """The report of one chain as arrays without a chain axis, for ``vmap`` to add it."""
+    one_chain = step_info(1, **read_report(state, info)._asdict())
     return jax.tree.map(lambda x: x[0], one_chain)
-
-
-def mala(step_size: float | Array) -> Kernel:
-    """Metropolis-adjusted Langevin: ``x' = x - eps grad U(x) + sqrt(2 eps) xi``, accepted or rejected exactly.
-
-    Args:
-        step_size: ``eps > 0``, in squared units of ``x``. Around .57 acceptance is optimal in high dimension;
-            :func:`ebm_ppl.tune_step_size` finds it.
-
-    Returns:
-        A kernel that leaves ``exp(-U)`` invariant. One gradient per step. A proposal with a NaN energy is rejected, and
-        not flagged: BlackJAX does not report it. HMC and NUTS flag such steps as divergent.
-
-    Raises:
-        ValueError: ``step_size`` is not finite and positive.
-
-    Example:
-        >>> import jax, jax.numpy as jnp, ebm_ppl as ebm
-        >>> sampler = ebm.init_sampler(jnp.zeros((8, 2)), mala(step_size=0.3))
-        >>> sampler, info = ebm.advance(jax.random.key(0), lambda x: 0.5 * jnp.sum(x**2), sampler, 100)
-        >>> sampler.position.shape
-        (8, 2)
-
-    References:
-        Roberts, Tweedie (1996), Exponential convergence of Langevin distributions and their discrete approximations.
-    """
-    return from_blackjax(blackjax.mala, step_size=step_size)
-
-
-def unadjusted_langevin(step_size: float | Array) -> Kernel:
-    """Unadjusted Langevin: ``x' = x - eps grad U(x) + sqrt(2 eps) xi``, with no accept step.
-
-    BIASED: its stationary law differs from ``exp(-U)`` by a term of order ``eps``, and its acceptance rate is NaN because
-    nothing is ever rejected. Use :func:`mala` where the law matters.
-
-    Args:
-        step_size: ``eps > 0``, in squared units of ``x``; part of the model when training relies on it.
-
-    Raises:
-        ValueError: ``step_size`` is not finite and positive.
-
-    Example:
-        >>> kernel = unadjusted_langevin(step_size=0.01)
-
-    References:
-        Parisi (1981), Correlation functions and computer simulations, Nuclear Physics B 180.
-    """
-    return from_blackjax(_unadjusted_langevin, step_size=step_size)
-
-
-class _NoAcceptance(NamedTuple):
-    pass
-
-
-def _unadjusted_langevin(logdensity_fn: Callable[[Event], Array], step_size: Any) -> SamplingAlgorithm:
-    one_step = overdamped_langevin(jax.value_and_grad(logdensity_fn))
-
-    def init(position: Event, rng_key: Key | None = None) -> Any:
-        logdensity, logdensity_grad = jax.value_and_grad(logdensity_fn)(position)
-        return DiffusionState(position, logdensity, logdensity_grad)
-
-    def step(rng_key: Key, state: Any) -> tuple[Any, Any]:
-        return one_step(rng_key, state, step_size), _NoAcceptance()
-
-    return SamplingAlgorithm(init, step)
 
 
 def hmc(step_size: float | Array, num_integration_steps: int, *, inverse_mass_matrix: Array | None = None) -> Kernel:
@@ -244,14 +172,15 @@ def hmc(step_size: float | Array, num_integration_steps: int, *, inverse_mass_ma
         _hmc,
         step_size=step_size,
         num_integration_steps=check_count("num_integration_steps", num_integration_steps),
-        inverse_mass_matrix=_check_mass(inverse_mass_matrix),
+        inverse_mass_matrix=check_mass(inverse_mass_matrix),
     )
 
 
 def nuts(step_size: float | Array, *, inverse_mass_matrix: Array | None = None, max_num_doublings: int = 10) -> Kernel:
     """The no-U-turn sampler: Hamiltonian trajectories that stop themselves.
 
-    Chains of a population step together, so one step costs as much as its longest trajectory.
+    Chains of a population step together, so one step costs as much as its longest trajectory. A trajectory that meets a
+    NaN or infinite energy ends there, is flagged as divergent and counted once.
 
     Args:
         step_size: Leapfrog step, ``> 0``.
@@ -270,12 +199,17 @@ def nuts(step_size: float | Array, *, inverse_mass_matrix: Array | None = None, 
     return from_blackjax(
         _nuts,
         step_size=step_size,
-        inverse_mass_matrix=_check_mass(inverse_mass_matrix),
+        inverse_mass_matrix=check_mass(inverse_mass_matrix),
         max_num_doublings=check_count("max_num_doublings", max_num_doublings),
     )
 
 
-def _check_mass(inverse_mass_matrix: Array | None) -> Array | None:
+def check_mass(inverse_mass_matrix: Array | None) -> Array | None:
+    """A diagonal or a symmetric positive definite matrix, or ``None``.
+
+    Raises:
+        ValueError: it has another shape, or is not positive definite.
+    """
     if inverse_mass_matrix is None:
         return None
     matrix = jnp.asarray(inverse_mass_matrix)
@@ -318,5 +252,5 @@ def _with_default_mass(build: Callable[..., SamplingAlgorithm]) -> Callable[...,
     return with_default_mass
 
 
-_hmc = _with_default_mass(blackjax.hmc.differentiable)
-_nuts = _with_default_mass(blackjax.nuts.differentiable)
+_hmc = _with_default_mass(builder(blackjax.hmc))
+_nuts = _with_default_mass(builder(blackjax.nuts))

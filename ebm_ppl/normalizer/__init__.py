@@ -8,3 +8,4 @@ from ebm_ppl.normalizer.importance import annealed_importance as annealed_import
 from ebm_ppl.normalizer.importance import annealed_particles as annealed_particles
 from ebm_ppl.normalizer.quadrature import quadrature as quadrature
 from ebm_ppl.normalizer.result import LogNormalizer as LogNormalizer
+from ebm_ppl.normalizer.tempered_smc import tempered_smc as tempered_smc

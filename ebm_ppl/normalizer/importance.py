@@ -68,7 +68,7 @@ def annealed_importance(
     References:
         Neal (2001), arXiv:physics/9803008.
     """
-    reference = _check_reference(ebm, reference, num_particles)
+    reference = check_reference(ebm, reference, num_particles)
     counts = num_particles, num_temperatures, num_steps
     run = _estimate if is_traced(key, kernel, reference) or holds_tracers(ebm) else _compiled_estimate
     return run(key, ebm, reference, kernel, *counts)
@@ -97,13 +97,21 @@ def annealed_particles(
         >>> particles.position.shape, bool((particles.position > 0).all())
         ((50,), True)
     """
-    reference = _check_reference(ebm, reference, num_particles)
+    reference = check_reference(ebm, reference, num_particles)
     counts = num_particles, num_temperatures, num_steps
     run = _particles if is_traced(key, kernel, reference) or holds_tracers(ebm) else _compiled_particles
     return run(key, ebm, reference, kernel, *counts)
 
 
-def _check_reference(ebm: Any, reference: Any, num_particles: int) -> Any:
+def check_reference(ebm: Any, reference: Any, num_particles: int) -> Any:
+    """Where particles of an EBM may start: the given distribution, or the base.
+
+    Raises:
+        TypeError: ``num_particles`` is not a whole number.
+        ValueError: there are too few particles, or the reference cannot be sampled, has another event shape, or does not
+            cover the support.
+        NotImplementedError: the transform to the support is not one to one.
+    """
     check_count("num_particles", num_particles, 2)
     name, reference = ("base", ebm.base) if reference is None else ("reference", reference)
     if reference.event_shape != ebm.event_shape:
@@ -128,7 +136,7 @@ def _check_reference(ebm: Any, reference: Any, num_particles: int) -> Any:
         found = ebm.transform.inv(events)
         if not is_traced(found) and not bool(jnp.allclose(found, points, atol=0.1)):
             raise NotImplementedError(
-                f"annealed_importance: got the support {ebm.support}, whose transform is not one to one, expected one that "
+                f"ebm: got the support {ebm.support}, whose transform is not one to one, expected one that "
                 "is, or that has a method sample_inverse(key, event) to draw one of the points that go to an event."
             )
     return reference

@@ -1,5 +1,7 @@
 """Potentials: energies of one event, and ways to combine them."""
 
+from ebm_ppl.potentials.boltzmann import RBM as RBM
+from ebm_ppl.potentials.boltzmann import BoltzmannMachine as BoltzmannMachine
 from ebm_ppl.potentials.combinators import Fixed as Fixed
 from ebm_ppl.potentials.combinators import Sum as Sum
 from ebm_ppl.potentials.combinators import Tempered as Tempered
@@ -8,5 +10,7 @@ from ebm_ppl.potentials.combinators import add as add
 from ebm_ppl.potentials.combinators import temper as temper
 from ebm_ppl.potentials.combinators import tilt as tilt
 from ebm_ppl.potentials.combinators import trainable as trainable
+from ebm_ppl.potentials.lattice import Ising as Ising
+from ebm_ppl.potentials.lattice import Potts as Potts
 from ebm_ppl.potentials.networks import MLP as MLP
 from ebm_ppl.potentials.networks import Conv as Conv

@@ -91,6 +91,11 @@ class Tilted(eqx.Module):
         """Support of the base; ``None`` for a base that declares none, as distrax's do."""
         return getattr(self.base.value, "support", None)
 
+    @property
+    def site_values(self) -> tuple[int, ...] | None:
+        """Coding of the potential, or ``None``."""
+        return getattr(self.potential, "site_values", None)
+
 
 def tilt(potential: Potential, base: Density) -> Tilted:
     """Tilt a base distribution by an energy: the potential ``U - log base``.
@@ -143,6 +148,18 @@ class Sum(eqx.Module):
         """The first support that one of the potentials declares, or ``None``; outside any of them the energy is inf."""
         return next((s for u in self.potentials if (s := getattr(u, "support", None)) is not None), None)
 
+    @property
+    def site_values(self) -> tuple[int, ...] | None:
+        """The one coding of those potentials that declare theirs, or ``None``.
+
+        Raises:
+            ValueError: they declare different ones.
+        """
+        found = {values for u in self.potentials if (values := getattr(u, "site_values", None)) is not None}
+        if len(found) > 1:
+            raise ValueError(f"potentials: got discrete energies in the codings {sorted(found)}, expected one coding.")
+        return next(iter(found), None)
+
     def __call__(self, event: Event) -> Scalar:
         """The sum of the energies at one event."""
         total = self.potentials[0](event)
@@ -181,6 +198,11 @@ class Tempered(eqx.Module):
     def support(self) -> Any:
         """Support of the potential, or ``None``."""
         return getattr(self.potential, "support", None)
+
+    @property
+    def site_values(self) -> tuple[int, ...] | None:
+        """Coding of the potential, or ``None``."""
+        return getattr(self.potential, "site_values", None)
 
     def __call__(self, event: Event) -> Scalar:
         """``beta U(x)`` of one event."""

@@ -1,8 +1,11 @@
 """Analytic targets with exact log Z and exact samplers: the oracles every kernel and estimator is tested against."""
 
+from ebm_ppl.targets.discrete import DiscreteTarget as DiscreteTarget
+from ebm_ppl.targets.discrete import discrete_names as discrete_names
+from ebm_ppl.targets.discrete import get_discrete as get_discrete
 from ebm_ppl.targets.registry import get as get
 from ebm_ppl.targets.registry import names as names
 from ebm_ppl.targets.target import Target as Target
 from ebm_ppl.targets.target import UnconstrainedPotential as UnconstrainedPotential
 
-__all__ = ["Target", "UnconstrainedPotential", "get", "names"]
+__all__ = ["DiscreteTarget", "Target", "UnconstrainedPotential", "discrete_names", "get", "get_discrete", "names"]

@@ -2,6 +2,10 @@
 
 from ebm_ppl.testing.calibration import rank_test as rank_test
 from ebm_ppl.testing.calibration import simulation_based_calibration as simulation_based_calibration
+from ebm_ppl.testing.conformance import ConformanceReport as ConformanceReport
+from ebm_ppl.testing.conformance import kernel_conformance as kernel_conformance
+from ebm_ppl.testing.discrete import EnumeratedTarget as EnumeratedTarget
+from ebm_ppl.testing.discrete import exact_start_invariance_discrete as exact_start_invariance_discrete
 from ebm_ppl.testing.kernels import ExactTarget as ExactTarget
 from ebm_ppl.testing.kernels import exact_start_invariance as exact_start_invariance
 from ebm_ppl.testing.kernels import exact_start_reversibility as exact_start_reversibility

@@ -334,13 +334,18 @@ def multinomial_test(counts: Any, probabilities: Any, *, alpha: float = ALPHA, n
     References:
         Agrawal (2020), Finite-sample concentration of the multinomial in relative entropy, arXiv:1904.02291.
     """
+    CHECKS.record(alpha)
+    return multinomial_check(name, counts, probabilities, alpha)
+
+
+def multinomial_check(name: str, counts: Any, probabilities: Any, alpha: float) -> Check:
+    """:func:`multinomial_test` as a part of a larger check: the ledger does not see it."""
     counts, probabilities = np.asarray(counts), np.asarray(probabilities, np.float64)
     if counts.shape != probabilities.shape or counts.ndim != 1 or counts.size < 2:
         raise ValueError(f"got counts {counts.shape} and probabilities {probabilities.shape}, expected two equal (k,).")
     num_draws = int(counts.sum())
     if counts.min() < 0 or num_draws < 1 or probabilities.min() < 0 or abs(probabilities.sum() - 1.0) > 1e-6:
         raise ValueError("expected counts >= 0, at least one draw, and probabilities that sum to 1.")
-    CHECKS.record(alpha)
     freedom = counts.size - 1
     divergence = float(scipy.stats.entropy(counts, probabilities))
     # The bound, solved for e: freedom (x - 1 - log x) = log(1/alpha) on the branch x > 1.

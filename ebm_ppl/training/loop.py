@@ -6,7 +6,7 @@ and the update's index alone: a run cut anywhere and resumed is the uninterrupte
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -19,11 +19,11 @@ from tqdm import tqdm
 from ebm_ppl.adaptation import check_target_acceptance, check_tunable_step
 from ebm_ppl.checks import as_array, check_count, check_rows
 from ebm_ppl.potentials import trainable
-from ebm_ppl.sampling import advance
+from ebm_ppl.sampling import advance, is_discrete_kernel
 from ebm_ppl.training.batches import batch_rows, epoch_order, take_batch
 from ebm_ppl.training.health import is_finite, is_healthy, training_failure, unhealthy, warn_of_new
 from ebm_ppl.training.state import TrainState, check_energy, check_optimizer, train_step
-from ebm_ppl.types import Array, Key, Metrics, Objective, PyTree
+from ebm_ppl.types import Array, Key, Metrics, Objective, PyTree, SamplerState
 
 
 def fit(
@@ -204,11 +204,18 @@ def _check_data(state: TrainState, data: PyTree) -> PyTree:
         leaves = [check_rows("data", x) if jnp.issubdtype(x.dtype, jnp.inexact) or not x.size else x for x in leaves]
     else:
         support = getattr(state.potential, "support", None) if len(leaves) == 1 else None
+        leaves = [_discrete_rows(state.sampler, leaf) for leaf in leaves]
         leaves = [check_rows("data", leaf, support=support) for leaf in leaves]
     counts = sorted({leaf.shape[0] for leaf in leaves})
     if len(counts) > 1:
         raise ValueError(f"data: got arrays of {counts} rows, expected one number of rows.")
     return jax.tree.unflatten(structure, leaves)
+
+
+def _discrete_rows(sampler: SamplerState, data: Any) -> Any:
+    """Whole numbers as floats where they are events of a discrete kernel."""
+    is_whole = jnp.issubdtype(jnp.result_type(data), jnp.integer) and jnp.ndim(data)
+    return jnp.asarray(data, float) if is_whole and is_discrete_kernel(sampler.kernel) else data
 
 
 def _check_players(key: Key, state: TrainState, data: PyTree, target_acceptance: float | None) -> None:
