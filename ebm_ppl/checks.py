@@ -12,14 +12,42 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.tree_util import Partial
 
 from ebm_ppl.errors import NonFiniteEnergyError
-from ebm_ppl.types import Potential, PyTree
+from ebm_ppl.types import AuxiliaryKernel, FreshPopulation, Kernel, Potential, PyTree
 
 
 def is_traced(*trees: PyTree) -> bool:
     """Whether any leaf is an abstract value of an enclosing trace."""
     return any(isinstance(leaf, Tracer) for tree in trees for leaf in jax.tree.leaves(tree))
+
+
+def check_markov_kernel(name: str, kernel: Kernel) -> Kernel:
+    """A kernel that moves chains from where they are, and whose chains are their positions.
+
+    Raises:
+        TypeError: it is no kernel, draws its chains anew, or its chains carry more than a position.
+
+    Example:
+        >>> import ebm_ppl as ebm
+        >>> kernel = check_markov_kernel("kernel", ebm.kernels.mala(step_size=0.1))
+    """
+    if not callable(kernel):
+        raise TypeError(
+            f"{name}: got {type(kernel).__name__}, expected a kernel such as ebm.kernels.mala(step_size=0.1)."
+        )
+    func = kernel.func if isinstance(kernel, Partial) else kernel
+    if isinstance(func, FreshPopulation) and func.draws_afresh:
+        raise TypeError(
+            f"{name}: got a kernel that draws its chains anew at every step, expected one that moves them from where they "
+            "are, such as ebm.kernels.mala."
+        )
+    if isinstance(func, AuxiliaryKernel):
+        raise TypeError(
+            f"{name}: got a kernel whose chains carry more than their positions, expected one such as ebm.kernels.mala."
+        )
+    return kernel
 
 
 def check_count(name: str, value: Any, minimum: int = 1) -> int:

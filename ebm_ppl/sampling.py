@@ -236,9 +236,9 @@ def _steps(key: Key, step: Any, state: Any, num_steps: int) -> tuple[Any, Info]:
 
 def _after(sampler: SamplerState, state: Any) -> SamplerState:
     """What survives of a kernel state."""
-    log_weight = state.log_weight if isinstance(state, WeightedPopulation) else sampler.log_weight
     auxiliary = None if sampler.auxiliary is None else state.auxiliary
-    return sampler._replace(position=state.position, log_weight=log_weight, auxiliary=auxiliary)
+    sampler = sampler._replace(position=state.position, auxiliary=auxiliary)
+    return sampler._replace(log_weight=state.log_weight) if isinstance(state, WeightedPopulation) else sampler
 
 
 def _advance(key: Key, potential: Potential, sampler: SamplerState, num_steps: int) -> tuple[SamplerState, Info]:

@@ -209,3 +209,17 @@ class DiscreteKernel(Protocol):
     def check_position(self, potential: Potential, position: PyTree, /) -> None:
         """Raise where the chains are not events of the potential in its coding; values only where they are concrete."""
         ...
+
+
+@runtime_checkable
+class FreshPopulation(Protocol):
+    """The function behind a kernel (``kernel.func``) whose step may draw its chains anew, whatever they were before.
+
+    Where a method weights or anneals particles along their own moves, such a kernel would replace the particles and leave
+    the weights behind.
+    """
+
+    @property
+    def draws_afresh(self) -> bool:
+        """Whether it does."""
+        ...

@@ -30,7 +30,15 @@ def trace(position, potential=None, *, acceptance=0.7, gradients=2, divergent=No
         potential = 0.5 * (position.reshape(*shape, -1) ** 2).sum(axis=-1)
     divergent = np.zeros(shape, bool) if divergent is None else divergent
     return Draws(
-        position, potential, np.full(shape, acceptance), divergent, np.full(shape, gradients), np.zeros(shape[0])
+        position=position,
+        potential=potential,
+        acceptance_rate=np.full(shape, acceptance),
+        is_divergent=divergent,
+        num_gradients=np.full(shape, gradients),
+        log_weight=np.zeros(shape),
+        num_energies=np.zeros(shape, int),
+        num_nonfinite=np.zeros(shape, int),
+        statistics={},
     )
 
 

@@ -20,6 +20,7 @@ from scipy.special import logsumexp
 
 import ebm_ppl as ebm
 from ebm_ppl import kernels, potentials, targets
+from ebm_ppl.chains import ChainSimulator
 from ebm_ppl.targets.discrete import all_states
 from ebm_ppl.testing import ALPHA, CHECKS, binomial_test, exact_start_invariance_discrete, multinomial_test
 from ebm_ppl.testing.discrete import law_checks, run_chains
@@ -525,7 +526,7 @@ def test_rows_of_a_discrete_site_have_chains_of_their_own(key):
     weight = jnp.array([[-1.0, 0.0], [2.0, 1.0], [0.0, -2.0]])
     site = ebm.EBM(
         lambda bits, w: -jnp.sum(w * bits), dist.Bernoulli(0.5).expand([2]).to_event(1), condition=weight,
-        sampler=ebm.chains.ChainSimulator(kernels.gibbs(), 10),
+        sampler=ChainSimulator(kernels.gibbs(), 10),
     )  # fmt: skip
     draws = site.sample(key, (4000,))
     assert draws.shape == (4000, 3, 2)

@@ -18,7 +18,7 @@ from ebm_ppl.flows.refit import REASONS
 from ebm_ppl.potentials import trainable
 from ebm_ppl.testing import cdf_test, exact_start_invariance, multinomial_test
 
-SMALL = {"num_layers": 3, "width": 8, "depth": 1}
+SMALL = {"num_layers": 2, "width": 8, "depth": 1}
 KINDS = {"realnvp": flows.RealNVP, "spline": flows.SplineCoupling}
 
 
@@ -39,7 +39,7 @@ def draw_and_evaluate(flow, key):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("event_shape", [(), (2, 2)])
+@pytest.mark.parametrize("event_shape", [pytest.param((), marks=pytest.mark.slow), (2, 2)])
 def test_a_flow_starts_at_its_base(key, kind, event_shape):
     base = dist.Laplace(1.0, 2.0).expand(event_shape).to_event(len(event_shape))
     standard = dist.Normal(0.0, 1.0).expand(event_shape).to_event(len(event_shape))
@@ -72,7 +72,7 @@ def test_log_prob_is_that_of_the_jacobian(kind, event_shape):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_round_trip_in_float32(key, kind):
-    flow = shaken(kind, (2, 2))
+    flow = shaken(kind, (2, 2), scale=0.1, num_layers=4)
     latent = jax.random.normal(key, (1000, 4))
     x, log_det = eqx.filter_jit(lambda f, z: f.bijector.forward_and_log_det(z))(flow, latent)
     back, inverse_log_det = eqx.filter_jit(lambda f, x: f.bijector.inverse_and_log_det(x))(flow, x)
@@ -93,20 +93,18 @@ def test_one_dimension_is_normalised_and_sampled_as_it_says(key, kind):
         assert not cdf_test(draws, lambda x: np.asarray(dist.Normal(0.0, 1.0).cdf(x))).passed
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param("realnvp", marks=pytest.mark.slow), "spline"])
 def test_two_dimensions_are_normalised_and_sampled_as_they_say(key, kind):
     flow = shaken(kind, (2,))
-    ticks = np.linspace(-12.0, 12.0, 1201)
+    ticks = np.linspace(-12.0, 12.0, 481)
     middle = (ticks[1:] + ticks[:-1]) / 2
     points = jnp.asarray(np.stack(np.meshgrid(middle, middle, indexing="ij"), -1).reshape(-1, 2), jnp.float32)
-    density = np.exp(np.asarray(eqx.filter_jit(lambda f, x: f.log_prob(x))(flow, points), np.float64)).reshape(
-        1200, 1200
-    )
-    mass = density * (ticks[1] - ticks[0]) ** 2
+    density = np.exp(np.asarray(eqx.filter_jit(lambda f, x: f.log_prob(x))(flow, points), np.float64))
+    mass = density.reshape(480, 480) * (ticks[1] - ticks[0]) ** 2
     assert abs(mass.sum() - 1.0) < 2e-3
     draws = np.asarray(eqx.filter_jit(lambda f, k: f.sample(k, 50_000))(flow, key))
     # Cells of 1 x 1 in the middle, and all the rest.
-    cells = mass.reshape(24, 50, 24, 50).sum(axis=(1, 3))[10:14, 10:14]
+    cells = mass.reshape(24, 20, 24, 20).sum(axis=(1, 3))[10:14, 10:14]
     edges = np.linspace(-2.0, 2.0, 5)
     counts = np.histogram2d(draws[:, 0], draws[:, 1], bins=(edges, edges))[0]
     probabilities = np.append(cells.reshape(-1), 1.0 - cells.sum())
@@ -121,7 +119,8 @@ def test_a_base_is_fixed_unless_told():
         num_trained = sum(jax.tree.leaves(trainable(flow)))
         alone = flows.RealNVP(2, key=jax.random.key(0), **SMALL)
         assert num_trained == sum(jax.tree.leaves(trainable(alone))) + (2 if train_base else 0)
-        slope = jax.tree.leaves(eqx.filter_grad(lambda f: flows.forward_kl(f, jnp.ones((3, 2))))(flow).base)
+        slope = eqx.filter_jit(eqx.filter_grad(lambda f: flows.forward_kl(f, jnp.ones((3, 2)))))(flow)
+        slope = jax.tree.leaves(slope.base)
         assert any(bool(jnp.any(leaf != 0)) for leaf in slope if eqx.is_array(leaf)) == train_base
 
 
@@ -180,10 +179,12 @@ def test_weights_choose_the_samples_that_a_fit_sees(key):
     )
     assert history.shape == (300,)
     entropy = float(dist.Normal(0.0, 0.5).entropy() * 2)
-    assert abs(float(flows.forward_kl(flow, samples, log_weight)) - entropy) < 0.15
-    assert bool((flow.sample(key, 100) > 0).mean() > 0.98)
+    loss, draws = eqx.filter_jit(lambda f: (flows.forward_kl(f, samples, log_weight), f.sample(key, 100)))(flow)
+    assert abs(float(loss) - entropy) < 0.15
+    assert bool((draws > 0).mean() > 0.98)
 
 
+@pytest.mark.slow
 def test_a_trained_flow_is_a_valid_proposal(key):
     """Fitted by reverse KL to the banana; chains that start from exact draws must remain exact draws."""
     target = targets.get("banana")
@@ -221,6 +222,9 @@ def mixture_proposal(weights, scales=(0.8, 1.1)):
     return dist.MixtureSameFamily(dist.Categorical(jnp.array(weights)), modes)
 
 
+judge = eqx.filter_jit(flows.refit.judge)
+
+
 @pytest.mark.parametrize(
     ("new", "signs", "reason"),
     [
@@ -231,19 +235,19 @@ def mixture_proposal(weights, scales=(0.8, 1.1)):
     ],
 )
 def test_what_is_refused_and_why(key, new, signs, reason):
-    old = dist.Normal(0.0, 2.5).expand([2]).to_event(1)
+    old = mixture_proposal([0.5, 0.5], (2.0, 2.0))
     held_out = chains_in(key, signs)[:, None]
-    refit = flows.refit.judge(key, two_modes, old, new, held_out, 2000)
+    refit = judge(key, two_modes, old, new, held_out, 2000)
     assert reason in REASONS[int(refit.reason)], refit.text
     assert bool(refit.is_accepted) == (reason == "accepted")
 
 
 def test_an_effective_sample_size_that_collapses_is_refused(key):
-    """A handful of held-out chains cannot tell; the weights of the draws can."""
+    """Chains in the very middle of a mode like the new flow better; the weights of its draws tell."""
     old = mixture_proposal([0.3, 0.7])
     new = mixture_proposal([0.3, 0.7], (0.1, 0.1))
-    held_out = jnp.full((4, 1, 2), 1.5)  # the very middle of a mode
-    refit = flows.refit.judge(key, two_modes, old, new, held_out, 2000)
+    held_out = jnp.full((510, 1, 2), 1.5)
+    refit = judge(key, two_modes, old, new, held_out, 2000)
     assert "collapsed" in REASONS[int(refit.reason)], refit.text
 
 
@@ -282,33 +286,36 @@ def mixing(draws, modes):
 @pytest.mark.parametrize(
     ("dim", "num_chains", "num_draws"),
     [
-        (8, 64, 200),
+        (8, 64, 100),
         pytest.param(8, 256, 200, marks=pytest.mark.slow),
         pytest.param(16, 256, 200, marks=pytest.mark.slow),
     ],
 )
 def test_a_flow_mixes_what_mala_does_not(key, dim, num_chains, num_draws, record_property):
-    """Chains start in both modes with the wrong weights, .5 and .5; the flow learns these."""
+    """Chains start in both modes with the wrong weights, .5 and .5, and the flow learns these."""
     keys = jax.random.split(key, 8)
     sign = jnp.resize(jnp.array([1.0, -1.0]), num_chains)[:, None]
     start = 1.5 * sign + 0.3 * jax.random.normal(keys[0], (num_chains, dim))
-    step_size = {8: 0.44, 16: 0.34}[dim]
+    step_size, num_local, num_proposals = {8: 0.44, 16: 0.34}[dim], 4, 32
+    budget = num_proposals - 1 + num_local + 1  # evaluations per draw; as many for MALA alone
     alone = ebm.init_sampler(start, kernels.mala(step_size))
-    alone, burnt = ebm.draw(keys[1], two_modes, alone, 40, num_steps=5)
+    alone, burnt = ebm.draw(keys[1], two_modes, alone, num_draws, num_steps=budget)
 
-    flow = flows.RealNVP(dim, key=keys[2], num_layers=6, width=64, depth=2)
-    flow, _ = flows.fit_flow(
-        keys[3], flow, burnt.position.reshape(-1, dim), num_updates=1500 if num_chains > 64 else 600
+    is_full = num_chains > 64
+    flow = flows.RealNVP(
+        dim, key=keys[2], num_layers=6 if is_full else 4, width=64 if is_full else 32, depth=2 if is_full else 1
     )
-    kernel = kernels.flow_assisted(flow, kernels.mala(step_size), num_local=4, num_proposals=32)
+    samples = burnt.position.reshape(-1, dim)
+    flow, _ = flows.fit_flow(keys[3], flow, samples, num_updates=1500 if is_full else 600)
+    kernel = kernels.flow_assisted(flow, kernels.mala(step_size), num_local=num_local, num_proposals=num_proposals)
     sampler = ebm.init_sampler(alone.position, kernel)
-    sampler, phase = ebm.draw(keys[4], two_modes, sampler, 40)
+    sampler, phase = ebm.draw(keys[4], two_modes, sampler, num_draws)
     sampler, refit = flows.refit_flow(keys[5], two_modes, sampler, samples=phase.position, num_updates=100)
     sampler, draws = ebm.draw(keys[6], two_modes, sampler, num_draws)
+    _, baseline = ebm.draw(keys[7], two_modes, alone, num_draws, num_steps=budget)
 
     evaluations = int(draws.num_energies.sum() + draws.num_gradients.sum())
-    per_draw = evaluations // (num_chains * num_draws)  # MALA gets as many evaluations
-    _, baseline = ebm.draw(keys[7], two_modes, alone, num_draws, num_steps=per_draw)
+    assert evaluations == int(baseline.num_gradients.sum()) == budget * num_chains * num_draws
     modes, stuck = (np.asarray(d.position.mean(axis=-1) > 0, float) for d in (draws, baseline))
     # A mode that a chain never leaves is a constant series; a little noise keeps R-hat defined and changes no verdict.
     noise = 1e-3 * np.random.default_rng(0).normal(size=stuck.shape)

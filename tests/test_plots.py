@@ -26,7 +26,8 @@ def tree():
     position = np.random.default_rng(0).normal(size=(32, 100, 2))
     shape = position.shape[:2]
     energy = 0.5 * (position**2).sum(axis=-1)
-    draws = Draws(position, energy, np.ones(shape), np.zeros(shape, bool), np.ones(shape, int), np.zeros(shape[0]))
+    zeros = np.zeros(shape, int)
+    draws = Draws(position, energy, np.ones(shape), zeros > 0, zeros + 1, np.zeros(shape), zeros, zeros, {})
     return to_datatree(draws)
 
 

@@ -351,7 +351,7 @@ def test_it_is_one_changed_argument_and_never_recompiles(key):
                 inner=kernels.replica_exchange((1.0, 0.5), inner=kernels.mala(0.1)), reference=dist.Normal(0.0, 1.0)
             ),
             TypeError,
-            "inner: got a kernel with auxiliaries",
+            "inner: got a kernel whose chains carry more",
         ),
         (
             lambda: ebm.advance(

@@ -137,3 +137,24 @@ def test_keeps_the_protocol(name):
         jax.random.key(1), KERNELS[name](), tilted(), position, independent_chains=name not in TOGETHER
     )
     report.raise_if_failed()
+
+
+@pytest.mark.parametrize("name", ["diffusion", "generator", "raw_diffusion", "short_run", "tempered_smc"])
+def test_what_draws_afresh_is_refused_where_particles_carry_weights(name):
+    """Their weights would belong to particles that are gone."""
+    kernel, message = KERNELS[name](), "draws its chains anew"
+
+    def model(data):
+        numpyro.sample("x", ebm.EBM(lambda x: pull(numpyro.param("strength", 1.0), x), BASE), obs=data)
+
+    with pytest.raises(TypeError, match=message):
+        ebm.handlers.negative_phase(model, kernel=kernel, loss_value="tracked")
+    with pytest.raises(TypeError, match=message):
+        ebm.handlers.estimated_normalizer(model, kernel=kernel)
+    with pytest.raises(TypeError, match=message):
+        ebm.infer.Exchange(model, inner_kernel=kernel, inner_steps=3)
+    with pytest.raises(TypeError, match=message):
+        ebm.normalizer.annealed_importance(jax.random.key(0), ebm.EBM(lambda x: pull(1.0, x), BASE), kernel=kernel)
+    for inner in (kernel, kernels.cycle(kernel, MALA)) if name in {"raw_diffusion", "short_run"} else (kernel,):
+        with pytest.raises(TypeError, match=message):
+            kernels.tempered_smc(inner=inner)

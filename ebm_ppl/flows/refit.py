@@ -139,19 +139,18 @@ def refit_flow(
         )
     if sampler.num_chains < 4:
         raise ValueError(f"sampler: got {sampler.num_chains} chains, expected at least 4; half of them are held out.")
-    if samples is None:
-        samples = sampler.position[:, None]
-    elif samples.ndim < 2 or (samples.shape[0], *samples.shape[2:]) != sampler.position.shape:
+    trace = sampler.position[:, None] if samples is None else jnp.asarray(samples)
+    if trace.ndim < 2 or (trace.shape[0], *trace.shape[2:]) != sampler.position.shape:
         raise ValueError(
-            f"samples: got shape {samples.shape}, expected (chain, draw, *event) for chains of shape "
+            f"samples: got shape {trace.shape}, expected (chain, draw, *event) for chains of shape "
             f"{sampler.position.shape}."
         )
     counts = check_count("num_updates", num_updates), check_count("batch_size", batch_size)
     check_count("num_samples", num_samples, 2)
     optimizer = default_optimizer(num_updates) if optimizer is None else optimizer
     old = tunables["proposal"]
-    run = _refit if is_traced(key, potential, sampler, samples) else _compiled_refit
-    flow, refit = run(key, potential, old, samples, optimizer, *counts, num_samples)
+    run = _refit if is_traced(key, potential, sampler, trace) else _compiled_refit
+    flow, refit = run(key, potential, old, trace, optimizer, *counts, num_samples)
     if not is_traced(refit.is_accepted) and not bool(refit.is_accepted):
         warnings.warn(f"refit_flow: {refit.text}. The old flow was kept.", RuntimeWarning, stacklevel=2)
     return sampler._replace(kernel=Partial(kernel.func, *kernel.args, **{**tunables, "proposal": flow})), refit

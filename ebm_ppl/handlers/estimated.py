@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpyro
 
-from ebm_ppl.checks import check_count
+from ebm_ppl.checks import check_count, check_markov_kernel
 from ebm_ppl.distributions import EBM
 from ebm_ppl.handlers.callers import is_autoguide_setup, require_random_keys
 from ebm_ppl.handlers.policy import Policy
@@ -65,12 +65,8 @@ class estimated_normalizer(Policy):
         num_steps: int = 1,
     ):
         super().__init__(fn)
-        if not callable(kernel):
-            raise TypeError(
-                f"kernel: got {type(kernel).__name__}, expected one such as ebm.kernels.mala(step_size=0.1)."
-            )
         self._options = {
-            "kernel": kernel,
+            "kernel": check_markov_kernel("kernel", kernel),
             "num_particles": check_count("num_particles", num_particles, 2),
             "num_temperatures": check_count("num_temperatures", num_temperatures, 0),
             "num_steps": check_count("num_steps", num_steps),

@@ -11,7 +11,7 @@ from numpyro.primitives import mutable
 
 from ebm_ppl.adaptation import check_target_acceptance, check_tunable_step, follow_target_acceptance
 from ebm_ppl.chains import advance_chains, base_draws, chain_values, chain_weights, init_chains
-from ebm_ppl.checks import check_count
+from ebm_ppl.checks import check_count, check_markov_kernel
 from ebm_ppl.distributions import EBM, find_ebms
 from ebm_ppl.errors import UnknownNormalizerError
 from ebm_ppl.handlers.callers import (
@@ -114,6 +114,9 @@ class negative_phase(Policy):
                 "loss_value: got 'tracked' with persistent=False, expected 'nan': weights belong to chains that persist. "
                 "ebm_ppl.handlers.estimated_normalizer gives a value without them."
             )
+        if loss_value == "tracked":
+            # Its weights belong to where each chain has been.
+            check_markov_kernel("kernel", kernel)
         if target_acceptance is not None:
             check_target_acceptance("target_acceptance", target_acceptance)
             if not persistent:

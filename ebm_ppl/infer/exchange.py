@@ -14,7 +14,7 @@ from numpyro.infer.mcmc import MCMCKernel
 from numpyro.infer.util import initialize_model
 from numpyro.util import identity, is_prng_key
 
-from ebm_ppl.checks import check_count, check_positive
+from ebm_ppl.checks import check_count, check_markov_kernel, check_positive
 from ebm_ppl.handlers import constant_normalizer
 from ebm_ppl.handlers.unnormalized import unnormalized
 from ebm_ppl.infer.auxiliary import Auxiliary
@@ -158,6 +158,8 @@ class Exchange(MCMCKernel):
                 f"inner_kernel: got None with inner_steps={inner_steps} and num_bridges={num_bridges}, expected a kernel "
                 "such as ebm_ppl.kernels.mala(step_size=0.1) to move auxiliary data with."
             )
+        if inner_kernel is not None:
+            check_markov_kernel("inner_kernel", inner_kernel)
         if inner_kernel is not None and inner_steps is None and not num_bridges:
             raise ValueError(
                 "inner_steps: got None with an inner_kernel, expected the number of steps of the inner chains. Without an "

@@ -21,6 +21,7 @@ from ebm_ppl.types import (
     Array,
     AuxiliaryKernel,
     DiscreteKernel,
+    FreshPopulation,
     Info,
     Kernel,
     Key,
@@ -180,6 +181,10 @@ class _Cycle:
 
     parts: tuple[_Part, ...]
 
+    @property
+    def draws_afresh(self) -> bool:
+        return _draw_afresh(self.parts)
+
     def __call__(self, potential: Potential, **tunables: PyTree) -> SamplingAlgorithm:
         algorithms = [part.algorithm(potential, tunables) for part in self.parts]
 
@@ -205,6 +210,10 @@ class _Mixture:
     """Its state is what all its parts know of the chains."""
 
     parts: tuple[_Part, ...]
+
+    @property
+    def draws_afresh(self) -> bool:
+        return _draw_afresh(self.parts)
 
     def __call__(self, potential: Potential, *, probabilities: Array, **tunables: PyTree) -> SamplingAlgorithm:
         algorithms = [part.algorithm(potential, tunables) for part in self.parts]
@@ -246,6 +255,10 @@ class _DiscreteCycle(_Cycle):
 class _DiscreteMixture(_Mixture):
     def check_position(self, potential: Potential, position: PyTree) -> None:
         _check_positions(self.parts, potential, position)
+
+
+def _draw_afresh(parts: Sequence[_Part]) -> bool:
+    return any(isinstance(part.func, FreshPopulation) and part.func.draws_afresh for part in parts)
 
 
 def _check_positions(parts: Sequence[_Part], potential: Potential, position: PyTree) -> None:

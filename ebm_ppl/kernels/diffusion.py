@@ -6,7 +6,7 @@ marginal in ``x_T`` is the energy's law whatever the noising ``r``; corrections 
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -175,6 +175,8 @@ def _propose(key: Key, sampler: Any, potential: Potential, num_chains: int) -> t
 class _Weighted:
     """The static half of the weighted kernel."""
 
+    draws_afresh: ClassVar[bool] = True
+
     def __call__(self, potential: Potential, *, sampler: Any) -> SamplingAlgorithm:
         def init(position: Any, rng_key: Key | None = None) -> WeightedState:
             return WeightedState(position, jnp.zeros(position.shape[0], position.dtype))
@@ -233,6 +235,8 @@ class _Metropolis:
 @dataclass(frozen=True)
 class _Raw:
     """The static half of the raw kernel."""
+
+    draws_afresh: ClassVar[bool] = True
 
     def __call__(self, potential: Potential, *, sampler: Any) -> SamplingAlgorithm:
         def init(position: Any, rng_key: Key | None = None) -> RawState:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -123,6 +123,8 @@ def _check_local(local: Kernel) -> Kernel:
 @dataclass(frozen=True)
 class _Generator:
     """The static half of the kernel."""
+
+    draws_afresh: ClassVar[bool] = True
 
     latent_shape: tuple[int, ...]
     num_steps: int

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -90,6 +90,8 @@ def short_run(
 @dataclass(frozen=True)
 class _ShortRun:
     """The static half of the kernel; ``start`` is ``None`` where the start has parameters and is a tunable."""
+
+    draws_afresh: ClassVar[bool] = True
 
     num_steps: int
     start: Start | None

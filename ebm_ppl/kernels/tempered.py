@@ -1,18 +1,18 @@
 """Tempered SMC as a kernel: every step is a whole pass of the population from fresh draws of a reference."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from blackjax.base import SamplingAlgorithm
 from jax.tree_util import Partial
 
-from ebm_ppl.checks import check_count, is_traced
+from ebm_ppl.checks import check_count, check_markov_kernel, is_traced
 from ebm_ppl.info import step_info
 from ebm_ppl.kernels.smc import run_tempered_smc
 from ebm_ppl.proposals import check_proposal, find_reference, log_density, sample_and_log_prob
-from ebm_ppl.types import Array, AuxiliaryKernel, Kernel, Key, Potential, PyTree
+from ebm_ppl.types import Array, Kernel, Key, Potential, PyTree
 
 
 class TemperedSMCState(NamedTuple):
@@ -77,27 +77,13 @@ def tempered_smc(
         Del Moral, Doucet, Jasra (2006), arXiv:cond-mat/0212648; Jasra, Stephens, Doucet, Tsagaris (2011), Inference for
         Lévy-driven stochastic volatility models via adaptive sequential Monte Carlo, Scandinavian Journal of Statistics 38.
     """
-    check_inner(inner)
+    check_markov_kernel("inner", inner)
     if reference is not None:
         check_proposal("reference", reference)
     static = _TemperedSMC(
         check_count("num_steps", num_steps), bool(keep_weights), check_count("max_temperatures", max_temperatures)
     )
     return Partial(static, inner=inner, reference=reference, target_ess=check_target_ess(target_ess))
-
-
-def check_inner(inner: Any) -> None:
-    """A kernel whose chains are positions.
-
-    Raises:
-        TypeError: it is none, or has auxiliaries.
-    """
-    if not callable(inner):
-        raise TypeError(
-            f"inner: got {type(inner).__name__}, expected a kernel such as ebm.kernels.mala(step_size=0.1)."
-        )
-    if isinstance(inner.func if isinstance(inner, Partial) else inner, AuxiliaryKernel):
-        raise TypeError("inner: got a kernel with auxiliaries of its own, expected one such as ebm.kernels.mala.")
 
 
 def check_target_ess(target_ess: float | Array) -> Array:
@@ -114,6 +100,8 @@ def check_target_ess(target_ess: float | Array) -> Array:
 @dataclass(frozen=True)
 class _TemperedSMC:
     """The static half of the kernel."""
+
+    draws_afresh: ClassVar[bool] = True
 
     num_steps: int
     keep_weights: bool

@@ -8,10 +8,9 @@ import jax.numpy as jnp
 from blackjax.base import SamplingAlgorithm
 from jax.tree_util import Partial
 
-from ebm_ppl.checks import check_count, check_positive, is_traced
+from ebm_ppl.checks import check_count, check_markov_kernel, check_positive, is_traced
 from ebm_ppl.info import step_info
 from ebm_ppl.kernels.rungs import Rungs
-from ebm_ppl.kernels.tempered import check_inner
 from ebm_ppl.proposals import check_proposal
 from ebm_ppl.types import Array, Kernel, Key, Potential, PyTree
 
@@ -100,7 +99,7 @@ def replica_exchange(
         Geyer (1991), Markov chain Monte Carlo maximum likelihood; Syed, Bouchard-Côté, Deligiannidis, Doucet (2019),
         Non-reversible parallel tempering: a scalable highly parallel MCMC scheme, arXiv:1905.02939.
     """
-    check_inner(inner)
+    check_markov_kernel("inner", inner)
     ladder = check_ladder(inverse_temperatures, has_reference=reference is not None)
     if reference is not None:
         check_proposal("reference", reference)

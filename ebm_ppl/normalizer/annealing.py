@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from ebm_ppl.checks import check_count
+from ebm_ppl.checks import check_count, check_markov_kernel
 from ebm_ppl.info import add_infos, step_info
 from ebm_ppl.normalizer.unconstrained import LogDensity
 from ebm_ppl.sampling import advance, chains_at
@@ -58,7 +58,8 @@ def anneal(
         The particles at the end of the path, with their weights.
 
     Raises:
-        TypeError: a count is not a whole number, or a log density is not a real floating scalar.
+        TypeError: the kernel does not move particles from where they are, a count is not a whole number, or a log density
+            is not a real floating scalar.
         ValueError: a count is too small, or a log density does not fit one event.
 
     Example:
@@ -76,6 +77,7 @@ def anneal(
         MacKay (2006), MCMC for doubly-intractable distributions, arXiv:1206.6848, section 2.3 (the ratio in bridged
         exchange).
     """
+    check_markov_kernel("kernel", kernel)
     check_count("num_temperatures", num_temperatures, 0)
     check_count("num_steps", num_steps)
     position = jax.lax.stop_gradient(jax.tree.map(jnp.asarray, position))

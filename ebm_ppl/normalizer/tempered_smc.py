@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ebm_ppl.checks import check_count, is_traced
+from ebm_ppl.checks import check_count, check_markov_kernel, is_traced
 from ebm_ppl.errors import SMCFailure
 from ebm_ppl.kernels.smc import SMCResult, run_tempered_smc
-from ebm_ppl.kernels.tempered import check_inner, check_target_ess
+from ebm_ppl.kernels.tempered import check_target_ess
 from ebm_ppl.normalizer.importance import check_reference
 from ebm_ppl.normalizer.result import LogNormalizer
 from ebm_ppl.normalizer.unconstrained import constrain, holds_tracers, point_shape, row_densities, unconstrain
@@ -86,7 +86,7 @@ def tempered_smc(
         arXiv:1312.5114 (the error).
     """
     reference = check_reference(ebm, reference, num_particles)
-    check_inner(kernel)
+    check_markov_kernel("kernel", kernel)
     counts = _Counts(num_particles, check_count("num_steps", num_steps), check_count("max", max_temperatures))
     ladder = None if temperatures is None else _check_temperatures(temperatures)
     is_inside = is_traced(key, kernel, reference, ladder) or holds_tracers(ebm)
