@@ -302,9 +302,8 @@ def test_a_flow_mixes_what_mala_does_not(key, dim, num_chains, num_draws, record
     alone, burnt = ebm.draw(keys[1], two_modes, alone, num_draws, num_steps=budget)
 
     is_full = num_chains > 64
-    flow = flows.RealNVP(
-        dim, key=keys[2], num_layers=6 if is_full else 4, width=64 if is_full else 32, depth=2 if is_full else 1
-    )
+    size = {"num_layers": 6, "width": 64, "depth": 2} if is_full else {"num_layers": 4, "width": 32, "depth": 1}
+    flow = flows.RealNVP(dim, key=keys[2], **size)
     samples = burnt.position.reshape(-1, dim)
     flow, _ = flows.fit_flow(keys[3], flow, samples, num_updates=1500 if is_full else 600)
     kernel = kernels.flow_assisted(flow, kernels.mala(step_size), num_local=num_local, num_proposals=num_proposals)
