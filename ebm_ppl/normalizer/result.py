@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ebm_ppl.checks import is_traced
+from ebm_ppl.normalizer.pareto import USABLE, pareto_khat
 from ebm_ppl.types import Array
 
 
@@ -20,7 +21,8 @@ class LogNormalizer(NamedTuple):
         standard_error: Error of ``value`` in nats: one standard error of a Monte-Carlo estimate, an estimate of the
             numerical error of a deterministic one. Zero for an exact sum and for weights that are all equal.
         ess: Effective sample size of the importance weights behind the estimate; NaN for deterministic methods.
-        pareto_khat: Shape of the tail of the weights, unusable above 0.7; NaN where a method does not assess it.
+        pareto_khat: Shape of the tail of the weights (see :func:`ebm_ppl.normalizer.pareto_khat`), unusable above 0.7; NaN
+            where a method does not assess it.
         num_gradients: Evaluations of the energy's gradient spent on the row; 0 for methods that use none.
         reliable: Whether the method's own checks passed. A false flag means that ``value`` may be far off, by more
             than ``standard_error``; a true one, that nothing gave it away.
@@ -72,7 +74,8 @@ def from_log_weights(log_weight: Array, num_gradients: Array) -> LogNormalizer:
 
     Returns:
         A standard error from the spread of the weights, which is unbelievable unless they are many, and ``reliable`` where
-        every weight is finite and the effective sample size is at least a tenth of the particles.
+        every weight is finite, the effective sample size is at least a tenth of the particles, and the Pareto k-hat of the
+        weights (assessed from 25 particles on) is below 0.7.
 
     Example:
         >>> from_log_weights(jnp.zeros(1000), jnp.zeros((), int))
@@ -85,14 +88,15 @@ def from_log_weights(log_weight: Array, num_gradients: Array) -> LogNormalizer:
     # Relative variance of the mean of the weights, through which the logarithm is as good as linear.
     relative_variance = jnp.maximum(1 / ess - 1 / num_particles, 0.0) * num_particles / max(num_particles - 1, 1)
     value = log_total - jnp.log(num_particles)
+    khat = pareto_khat(log_weight)
     is_sound = jnp.isfinite(value) & jnp.all(jnp.isfinite(log_weight), axis=0)
     return LogNormalizer(
         value=value,
         standard_error=jnp.sqrt(relative_variance),
         ess=ess,
-        pareto_khat=jnp.full_like(value, jnp.nan),
+        pareto_khat=khat,
         num_gradients=num_gradients,
-        reliable=is_sound & (ess >= num_particles / 10),
+        reliable=is_sound & (ess >= num_particles / 10) & ~(khat >= USABLE),
     )
 
 
