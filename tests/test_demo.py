@@ -91,3 +91,20 @@ def test_the_ebm_prior_beats_the_full_covariance_gaussian_by_a_quarter(seed):
     ours, gaussian = mse(mcmc.get_samples()["x"].mean(axis=0)), mse(demo.gaussian_inpainting(digits, truth))
     print(f"seed {seed}: EBM {ours:.4f}, Gaussian {gaussian:.4f}, {100 * (ours / gaussian - 1):.1f} %")
     assert ours <= 0.75 * gaussian
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        ebm.kernels.hmc(step_size=0.1, num_integration_steps=3),
+        ebm.kernels.isir(dist.Normal(0.0, 1.0).expand([64]).to_event(1), num_proposals=8),
+        ebm.kernels.replica_exchange([1.0, 0.8], inner=ebm.kernels.mala(step_size=0.1)),
+        ebm.kernels.tempered_smc(inner=ebm.kernels.mala(step_size=0.1), num_steps=1),
+    ],
+    ids=["hmc", "isir", "replica_exchange", "tempered_smc"],
+)
+def test_another_sampler_is_one_argument(key, kernel):
+    state, history = demo.train(key, demo.load(0), kernel=kernel, num_updates=3)
+    assert np.isfinite(history["energy_gap"]).all()
+    assert np.isfinite(np.asarray(state.sampler.position)).all()

@@ -19,6 +19,7 @@ from numpyro.distributions import constraints
 
 import ebm_ppl as ebm
 from ebm_ppl import kernels, targets
+from ebm_ppl.info import step_info
 from ebm_ppl.normalizer import (
     LogNormalizer,
     anneal,

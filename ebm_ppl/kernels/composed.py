@@ -210,6 +210,7 @@ def _microcanonical(build: Callable[..., SamplingAlgorithm]) -> Callable[..., Sa
     def algorithm(
         logdensity_fn: LogDensity, *, integrator: Callable = integrators.isokinetic_mclachlan, **parameters: Any
     ) -> SamplingAlgorithm:
+        """The BlackJAX sampler of that name, refused on the line, with every gradient of its integrator counted."""
         inner: Any = build(logdensity_fn, integrator=integrator, **parameters)
 
         def init(position: Event, rng_key: Key | None = None) -> Any:
