@@ -39,6 +39,19 @@ def key(request: pytest.FixtureRequest, seed: int) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(request.node.nodeid.encode()))
 
 
+SLOW = Path(__file__).with_name("slow.txt")
+"""Tests that a measurement of the whole suite found to take more than a few seconds, by node id."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark as slow what :data:`SLOW` lists, before pytest deselects by mark."""
+    listed = set(SLOW.read_text().splitlines())
+    for item in items:
+        if item.nodeid in listed:
+            item.add_marker(pytest.mark.slow)
+
+
 _finished = itertools.count()
 MAX_MAPPINGS = 15_000
 """Memory mappings after which the programs compiled so far are dropped."""

@@ -93,3 +93,10 @@ def test_make_targets_named_in_the_readme_exist():
 def code(markdown: str) -> str:
     """The code of a Markdown text, fenced or inline."""
     return "\n".join(re.findall(r"```.*?```|`[^`\n]+`", markdown, flags=re.DOTALL))
+
+
+def test_every_slow_test_that_is_listed_exists():
+    """A renamed test would otherwise come back to the default run without a word."""
+    for line in (ROOT / "tests" / "slow.txt").read_text().splitlines():
+        path, _, name = line.partition("::")
+        assert f"def {name.partition('[')[0]}(" in (ROOT / path).read_text(), line
