@@ -408,7 +408,8 @@ def test_ledger_counts_each_check_once(uncounted, monkeypatch, key):
 def test_session_that_overspends_fails(workers, alpha, exit_code, tmp_path):
     """Two tests spend half each, so with two workers only the sum over workers overspends."""
     here = Path(__file__).parent
-    (tmp_path / "conftest.py").write_text((here / "conftest.py").read_text())
+    for name in ("conftest.py", "slow.txt"):
+        (tmp_path / name).write_text((here / name).read_text())
     body = f"from ebm_ppl.testing import CHECKS\n\n\ndef test_spends():\n    CHECKS.record({alpha / 2})\n"
     for name in ("one", "two"):
         (tmp_path / f"test_{name}.py").write_text(body)

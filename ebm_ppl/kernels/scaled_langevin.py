@@ -61,7 +61,8 @@ def langevin(
 
     Returns:
         A kernel with one gradient per step and no acceptance rate. Its tunables: ``step_size``, ``noise_scale`` or
-        ``temperature``, and ``max_gradient`` if given. A chain that is no longer finite is flagged as divergent.
+        ``temperature``, and ``max_gradient`` if given. A chain whose
+        position or energy is no longer finite is flagged as divergent, for one more evaluation of the energy.
 
     Raises:
         ValueError: an argument is not finite and positive, or not a single number, or both ``noise_scale`` and
@@ -141,10 +142,17 @@ def run_langevin(
     return jax.lax.fori_loop(0, num_steps, body, position)
 
 
-def is_lost(position: PyTree) -> Array:
-    """Which chains of a population are no longer finite, ``(chain,)``."""
+def langevin_info(potential: Potential, position: PyTree, num_steps: int) -> Info:
+    """The report of ``num_steps`` Langevin steps that ended at ``position``.
+
+    Nothing is rejected, so a chain whose position or energy is not finite is lost, and is told by one look at its energy.
+    """
     lost = [~jnp.isfinite(leaf.reshape(leaf.shape[0], -1)).all(axis=1) for leaf in jax.tree.leaves(position)]
-    return jnp.stack(lost).any(axis=0)
+    lost.append(~jnp.isfinite(jax.vmap(potential)(position)))
+    is_lost = jnp.stack(lost).any(axis=0)
+    return step_info(
+        is_lost.shape[0], is_divergent=is_lost, num_gradients=num_steps, num_energies=1, num_nonfinite=is_lost
+    )
 
 
 @dataclass(frozen=True)
@@ -157,7 +165,6 @@ class _Langevin:
 
         def step(rng_key: Key, state: Any) -> tuple[Any, Info]:
             position = take_langevin_step(rng_key, potential, state.position, tunables)
-            lost = is_lost(position)
-            return LangevinState(position), step_info(lost.shape[0], is_divergent=lost, num_gradients=1)
+            return LangevinState(position), langevin_info(potential, position, 1)
 
         return SamplingAlgorithm(init, step)

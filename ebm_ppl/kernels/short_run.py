@@ -11,8 +11,7 @@ from blackjax.base import SamplingAlgorithm
 from jax.tree_util import Partial
 
 from ebm_ppl.checks import check_count
-from ebm_ppl.info import step_info
-from ebm_ppl.kernels.scaled_langevin import LangevinState, is_lost, langevin_tunables, run_langevin
+from ebm_ppl.kernels.scaled_langevin import LangevinState, langevin_info, langevin_tunables, run_langevin
 from ebm_ppl.proposals import can_sample, sample_and_log_prob
 from ebm_ppl.types import Array, Info, Kernel, Key, Potential, PyTree
 
@@ -106,8 +105,7 @@ class _ShortRun:
             start_key, run_key = jax.random.split(rng_key)
             fresh = _fresh(source, start_key, state.position)
             position = run_langevin(run_key, potential, fresh, self.num_steps, tunables)
-            lost = is_lost(position)
-            return LangevinState(position), step_info(lost.shape[0], is_divergent=lost, num_gradients=self.num_steps)
+            return LangevinState(position), langevin_info(potential, position, self.num_steps)
 
         return SamplingAlgorithm(begin, step)
 

@@ -214,8 +214,9 @@ def _check_data(state: TrainState, data: PyTree) -> PyTree:
 
 def _discrete_rows(sampler: SamplerState, data: Any) -> Any:
     """Whole numbers as floats where they are events of a discrete kernel."""
-    is_whole = jnp.issubdtype(jnp.result_type(data), jnp.integer) and jnp.ndim(data)
-    return jnp.asarray(data, float) if is_whole and is_discrete_kernel(sampler.kernel) else data
+    if not is_discrete_kernel(sampler.kernel) or not isinstance(data, np.ndarray | jax.Array):
+        return data
+    return jnp.asarray(data, float) if jnp.issubdtype(data.dtype, jnp.integer) else data
 
 
 def _check_players(key: Key, state: TrainState, data: PyTree, target_acceptance: float | None) -> None:
