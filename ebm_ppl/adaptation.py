@@ -13,6 +13,7 @@ from blackjax.adaptation.step_size import dual_averaging_adaptation
 from jax.tree_util import Partial
 
 from ebm_ppl.checks import check_count, check_finite_energy, check_positive, is_traced
+from ebm_ppl.partials import function_behind
 from ebm_ppl.proposals import TakenApart, hold
 from ebm_ppl.sampling import advance, check_sampler
 from ebm_ppl.types import Array, CheckedTunables, Key, Potential, SamplerState
@@ -51,7 +52,7 @@ def set_tunables(sampler: SamplerState, /, **changes: Any) -> SamplerState:
         # A part of a composition has its own: local_step_size, kernel_0_step_size.
         if name.endswith("step_size"):
             changes[name] = check_positive(name, changes[name])
-    func = sampler.kernel.func if isinstance(sampler.kernel, Partial) else None
+    func = function_behind(sampler.kernel)
     if isinstance(func, CheckedTunables):
         func.check_tunables({**current, **changes})
     # Keep the old leaf's dtype: a Python float or an x64 scalar would otherwise change the compiled signature.

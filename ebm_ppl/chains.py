@@ -86,16 +86,14 @@ def _check_proposals(ebm: EBM, kernel: Kernel) -> None:
     if is_whole_space(ebm.support, jnp.zeros(ebm.event_shape)):
         return
     for found in jax.tree.leaves(kernel, is_leaf=lambda node: isinstance(node, Density)):
-        support = getattr(found, "support", None)
-        if isinstance(found, Density) and support is not None:
-            shape = getattr(found, "event_shape", ebm.event_shape)
-            if not is_whole_space(support, jnp.zeros(shape)):
-                raise ValueError(
-                    f"kernel: got one with a {type(found).__name__} that is {describe_region(support)}, expected a "
-                    f"distribution over the unconstrained space in which the chains of an EBM on {ebm.support} move. Pass "
-                    "one over all of it, such as numpyro.distributions.TransformedDistribution(q, "
-                    "biject_to(q.support).inv)."
-                )
+        support = getattr(found, "support", None) if isinstance(found, Density) else None
+        shape = getattr(found, "event_shape", ebm.event_shape)
+        if support is not None and not is_whole_space(support, jnp.zeros(shape)):
+            raise ValueError(
+                f"kernel: got one with a {type(found).__name__} that is {describe_region(support)}, expected a "
+                f"distribution over the unconstrained space in which the chains of an EBM on {ebm.support} move. Pass one "
+                "over all of it, such as numpyro.distributions.TransformedDistribution(q, biject_to(q.support).inv)."
+            )
 
 
 def _each_row_at(position: Array, kernel: Kernel) -> SamplerState:

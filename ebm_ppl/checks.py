@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.tree_util import Partial
 
 from ebm_ppl.errors import NonFiniteEnergyError
+from ebm_ppl.partials import function_behind
 from ebm_ppl.types import AuxiliaryKernel, FreshPopulation, Kernel, Potential, PyTree
 
 
@@ -38,7 +38,7 @@ def check_markov_kernel(name: str, kernel: Kernel) -> Kernel:
         raise TypeError(
             f"{name}: got {type(kernel).__name__}, expected a kernel such as ebm.kernels.mala(step_size=0.1)."
         )
-    func = kernel.func if isinstance(kernel, Partial) else kernel
+    func = function_behind(kernel)
     if isinstance(func, FreshPopulation) and func.draws_afresh:
         raise TypeError(
             f"{name}: got a kernel that draws its chains anew at every step, expected one that moves them from where they "

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 
 from ebm_ppl.types import Event, Scalar
@@ -30,14 +31,15 @@ def as_constant(log_density: LogDensity, event: Event) -> LogDensity:
     return lambda event: converted(event, *held)
 
 
-class LikeEnergy:
-    """An energy of one event that has the coding and the support of another one, such as a bridge between two densities.
+class LikeEnergy(eqx.Module):
+    """An energy of one event that is to another potential what a bridge, or a shift by a constant, is to it.
 
-    Discrete kernels ask a potential how its events are coded; a function alone cannot say.
+    It has the coding, the support and the reference of the other, which kernels ask for and a function alone cannot say.
 
-    Args:
+    Attributes:
         energy: A function of one event.
-        like: A potential, or anything else with ``site_values`` and ``support``; what it does not have is ``None``.
+        like: A potential, or anything else with some of ``site_values``, ``support`` and ``reference``; what it does not
+            have is ``None``.
 
     Example:
         >>> import ebm_ppl as ebm
@@ -45,11 +47,24 @@ class LikeEnergy:
         (-1, 1)
     """
 
-    def __init__(self, energy: Callable[[Event], Scalar], like: Any):
-        self._energy = energy
-        self.site_values = getattr(like, "site_values", None)
-        self.support = getattr(like, "support", None)
+    energy: Callable[[Event], Scalar]
+    like: Any
+
+    @property
+    def site_values(self) -> Any:
+        """Coding of the other potential, or ``None``."""
+        return getattr(self.like, "site_values", None)
+
+    @property
+    def support(self) -> Any:
+        """Support of the other potential, or ``None``."""
+        return getattr(self.like, "support", None)
+
+    @property
+    def reference(self) -> Any:
+        """What the other potential would start or propose from, or ``None``."""
+        return getattr(self.like, "reference", None)
 
     def __call__(self, event: Event) -> Scalar:
         """The energy of one event."""
-        return self._energy(event)
+        return self.energy(event)

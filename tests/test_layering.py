@@ -28,6 +28,7 @@ TOP = {
     "handlers",
     "infer",
     "diagnostics",
+    "subjects",
     "plots",
     "checkpoint",
     "sharding",
@@ -36,7 +37,7 @@ TOP = {
 }
 
 LAYERS = (
-    {"types", "errors"},
+    {"types", "errors", "partials"},
     {"checks", "densities", "info", "proposals", "regions", "weights"},
     {"potentials", "targets"},
     {"kernels", "flows", "diffusion"},
@@ -73,6 +74,7 @@ ONLY_IN = {
         "named_fields",
         "distributions",
         "provenance",
+        "subjects",
         "handlers",
         "infer",
         "targets",

@@ -147,8 +147,8 @@ FAULTS = {
     ),
     "the sampler learns from the old potential": Fault(
         "training/step.py",
-        "players, sampler_key = (potential, sampler)",
-        "players, sampler_key = (state.potential, sampler)",
+        "sampler_objective(potential, moved._replace(kernel=kernel), batch, sampler_key)",
+        "sampler_objective(state.potential, moved._replace(kernel=kernel), batch, sampler_key)",
         "tests/test_fit_options.py -k sees_the_updated",
     ),
     "an average of nothing": Fault(

@@ -1,5 +1,6 @@
 """Pseudo-likelihood and ratio matching against the enumerated law of every site, and the faults that must not pass."""
 
+import functools
 import importlib
 from typing import Any
 
@@ -18,7 +19,7 @@ from ebm_ppl.objectives import pseudo_likelihood as pseudo_likelihood_loss
 from ebm_ppl.objectives import ratio_matching, stateless
 from ebm_ppl.targets.discrete import all_states
 from ebm_ppl.testing import t_test_chain_means
-from tests.wells import check_mean_gradient
+from tests.wells import check_gradient_of_scale, check_mean_gradient
 
 KEY = jax.random.key(0)
 module = importlib.import_module("ebm_ppl.objectives.pseudo_likelihood")  # its name in the package is the function
@@ -288,13 +289,4 @@ def test_a_row_in_another_coding_makes_a_compiled_loss_nan(objective):
 @pytest.mark.parametrize("objective", EXACT)
 @pytest.mark.parametrize(("shape", "dtype"), [((), jnp.int32), ((4, 4, 1), jnp.float32), ((3,), jnp.float64)])
 def test_every_event_shape_and_precision_has_a_gradient_under_jit_and_vmap(objective, shape, dtype):
-    with jax.enable_x64(dtype == jnp.float64):
-
-        def loss(scale, rows, key):
-            return objective(lambda x: scale * jnp.sum(x), rows, key, values=(0, 1))
-
-        rows, scale = jnp.zeros((2, 5, *shape), dtype), jnp.ones(())
-        mapped = jax.vmap(jax.value_and_grad(loss), (None, 0, 0))
-        value, gradient = jax.eval_shape(mapped, scale, rows, jax.random.split(KEY))
-        assert value.dtype == gradient.dtype == jnp.result_type(float)
-    assert value.shape == gradient.shape == (2,)
+    check_gradient_of_scale(functools.partial(objective, values=(0, 1)), jnp.sum, shape, dtype, KEY)

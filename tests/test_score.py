@@ -28,7 +28,7 @@ from ebm_ppl.objectives import (
 )
 from ebm_ppl.regions import is_whole_space
 from ebm_ppl.testing import t_test_chain_means
-from tests.wells import GRID, PARAMETERS, Wells, grid_probabilities
+from tests.wells import GRID, PARAMETERS, Wells, check_gradient_of_scale, grid_probabilities
 
 KEY = jax.random.key(0)
 THINNED = slice(None, None, 16)
@@ -541,16 +541,7 @@ def test_bad_arguments_are_refused(call, error, text):
 @pytest.mark.parametrize("objective", [*ALL, functools.partial(generalized_score_matching, lower=-5.0)])
 @pytest.mark.parametrize(("shape", "dtype"), [((), jnp.float32), ((4, 4, 1), jnp.float32), ((3,), jnp.float64)])
 def test_every_event_shape_and_precision_has_a_gradient_under_jit_and_vmap(objective, shape, dtype):
-    with jax.enable_x64(dtype == jnp.float64):
-
-        def loss(scale, rows, key):
-            return objective(lambda x: scale * bowl(x), rows, key)
-
-        rows, scale = jnp.zeros((2, 5, *shape), dtype), jnp.ones((), dtype)
-        mapped = jax.vmap(jax.value_and_grad(loss), (None, 0, 0))
-        value, gradient = jax.eval_shape(mapped, scale, rows, jax.random.split(KEY))
-    assert value.dtype == gradient.dtype == dtype
-    assert value.shape == gradient.shape == (2,)
+    check_gradient_of_scale(objective, bowl, shape, dtype, KEY)
 
 
 def test_events_may_be_pytrees_and_their_layout_does_not_matter():

@@ -69,3 +69,21 @@ def check_mean_gradient(gradients, exact, *, name="gradient"):
     for check in checks:
         check.raise_if_failed()
     return checks
+
+
+def check_gradient_of_scale(loss_of_energy, energy, shape, dtype, key):
+    """A loss of ``scale * energy`` on zeros of a shape has a value and a gradient in ``scale``, under ``jit`` and ``vmap``.
+
+    Nothing is computed: shapes and dtypes are those of an abstract evaluation.
+    """
+    with jax.enable_x64(dtype == jnp.float64):
+
+        def loss(scale, rows, key):
+            return loss_of_energy(lambda x: scale * energy(x), rows, key)
+
+        real = dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.result_type(float)
+        rows, scale = jnp.zeros((2, 5, *shape), dtype), jnp.ones((), real)
+        mapped = jax.vmap(jax.value_and_grad(loss), (None, 0, 0))
+        value, gradient = jax.eval_shape(mapped, scale, rows, jax.random.split(key))
+        assert value.dtype == gradient.dtype == real
+    assert value.shape == gradient.shape == (2,)

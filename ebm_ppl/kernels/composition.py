@@ -17,6 +17,7 @@ from jax.tree_util import Partial
 
 from ebm_ppl.checks import check_count, is_traced
 from ebm_ppl.info import count_start, run_steps, step_info
+from ebm_ppl.partials import function_behind
 from ebm_ppl.types import (
     Array,
     AuxiliaryKernel,
@@ -322,7 +323,7 @@ def _refuse_weights(algorithms: Sequence[Any], position: PyTree, key: Key) -> No
 
 def _combine(parts: Sequence[_Part], infos: Sequence[Info]) -> Info:
     tuned = [info for part, info in zip(parts, infos, strict=True) if part.has_step_size]
-    rate = jnp.stack([info.acceptance_rate for info in tuned or infos]).mean(axis=0)
+    rate = jnp.nanmean(jnp.stack([info.acceptance_rate for info in tuned or infos]), axis=0)
     # One part without an accept step makes the whole a kernel that does not leave its target invariant.
     is_unadjusted = jnp.stack([jnp.isnan(info.acceptance_rate) for info in infos]).any(axis=0)
     statistics = {}
@@ -351,7 +352,7 @@ def _gather(kernels: dict[str, Kernel], num_steps: Sequence[int]) -> tuple[tuple
     for label, kernel in kernels.items():
         if not callable(kernel):
             raise TypeError(f"{label}: got {type(kernel).__name__}, expected a kernel such as ebm.kernels.mala(0.1).")
-        if isinstance(_func(kernel), AuxiliaryKernel):
+        if isinstance(function_behind(kernel), AuxiliaryKernel):
             raise TypeError(
                 f"{label}: got a kernel whose chains carry more than their positions, expected one whose state is its "
                 "position: the other parts would move the positions alone. Run it by itself."
@@ -363,14 +364,10 @@ def _gather(kernels: dict[str, Kernel], num_steps: Sequence[int]) -> tuple[tuple
     if len(set(outer.values())) < len(pairs):  # a prefixed name met one of a composition inside
         outer = {(label, own): f"{label}_{own}" for label, own in pairs}
     parts = tuple(
-        _Part(label, _func(kernel), steps, tuple((own, outer[label, own]) for own in owned[label]))
+        _Part(label, function_behind(kernel), steps, tuple((own, outer[label, own]) for own in owned[label]))
         for (label, kernel), steps in zip(kernels.items(), num_steps, strict=True)
     )
     return parts, {outer[label, own]: owned[label][own] for label, own in pairs}
-
-
-def _func(kernel: Kernel) -> Any:
-    return kernel.func if isinstance(kernel, Partial) else kernel
 
 
 def _check_probabilities(probabilities: Any, num_kernels: int) -> Array:

@@ -12,6 +12,7 @@ from jax.tree_util import Partial
 from ebm_ppl.checks import check_positive
 from ebm_ppl.kernels.discrete import Sites, Values, check_values, squared_distances
 from ebm_ppl.kernels.informed import check_informed, informed_algorithm
+from ebm_ppl.partials import function_behind
 from ebm_ppl.types import Array, Kernel, Key, Potential, PyTree, Scalar
 
 
@@ -120,5 +121,5 @@ def _total(log_proposal: Array, digits: Array) -> Array:
 
 def is_unadjusted(kernel: Kernel) -> bool:
     """Whether a kernel is one of :func:`unadjusted_discrete_langevin`, whose law is not that of the energy."""
-    func = kernel.func if isinstance(kernel, Partial) else None
+    func = function_behind(kernel)
     return isinstance(func, _DiscreteLangevin) and not func.is_adjusted

@@ -12,6 +12,7 @@ from jax.tree_util import Partial
 from ebm_ppl.checks import check_count, check_positive
 from ebm_ppl.info import count_start, run_steps
 from ebm_ppl.kernels.scaled_langevin import langevin, langevin_temperature
+from ebm_ppl.partials import function_behind
 from ebm_ppl.types import Array, AuxiliaryKernel, Info, Kernel, Key, Potential, PyTree
 
 
@@ -110,7 +111,7 @@ def generator(
 
 
 def _check_local(local: Kernel) -> Kernel:
-    func = local.func if isinstance(local, Partial) else local
+    func = function_behind(local)
     if not callable(func):
         raise TypeError(
             f"local: got {type(local).__name__}, expected a kernel such as ebm.kernels.mala(step_size=0.1)."

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from ebm_ppl.checks import check_not_negative
+from ebm_ppl.partials import comparable
 from ebm_ppl.types import Array, Batch, Key, Metrics, Objective, Potential, PyTree, SamplerState, Scalar
+from ebm_ppl.weights import normalized_weights
 
 
 def energy_l2(objective: Objective, weight: float | Array, *, at: Literal["both", "data"] = "both") -> Objective:
@@ -170,7 +172,7 @@ def _mix(share: Array, row: Array, negative: Array) -> Array:
 
 
 def _weights(negatives: SamplerState) -> Array:
-    return jax.nn.softmax(jax.lax.stop_gradient(negatives.log_weight))
+    return normalized_weights(jax.lax.stop_gradient(negatives.log_weight))
 
 
 def _paired_negatives(key: Key, negatives: SamplerState, batch: Batch) -> PyTree:
@@ -194,10 +196,7 @@ def _negatives(before: SamplerState | None, after: SamplerState | None) -> Sampl
 def _as_objective(objective: Objective) -> Objective:
     if not callable(objective):
         raise TypeError(f"objective: got {type(objective).__name__}, expected a function, see ebm_ppl.types.Objective.")
-    if isinstance(objective, functools.partial):
-        # A functools.partial equals nothing but itself and would recompile; jax's Partial compares by contents.
-        return Partial(objective.func, *objective.args, **objective.keywords)
-    return objective
+    return comparable(objective)
 
 
 def _check(name: str, value: str, expected: tuple[str, ...]) -> None:

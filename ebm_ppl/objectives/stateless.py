@@ -1,10 +1,10 @@
 """Lifting a loss that needs no sampler to an objective."""
 
-import functools
 from collections.abc import Callable
 
 from jax.tree_util import Partial
 
+from ebm_ppl.partials import comparable
 from ebm_ppl.types import Batch, Key, Metrics, Objective, Potential, SamplerState, Scalar
 
 
@@ -33,9 +33,7 @@ def stateless(loss: Callable[[Potential, Batch, Key], Scalar]) -> Objective:
     """
     if not callable(loss):
         raise TypeError(f"loss: got {type(loss).__name__}, expected a function (potential, batch, key) -> scalar.")
-    if isinstance(loss, functools.partial):
-        loss = Partial(loss.func, *loss.args, **loss.keywords)
-    return Partial(_lifted, loss)
+    return Partial(_lifted, comparable(loss))
 
 
 def _lifted(

@@ -188,11 +188,10 @@ def add(*potentials: Potential) -> Sum:
     return Sum(tuple(potentials))
 
 
-class Tempered(eqx.Module):
-    """The energy ``beta U(x)``. See :func:`temper`."""
+class _OfOnePotential(eqx.Module):
+    """A potential made of another one, with its support and its coding."""
 
-    potential: Potential
-    inverse_temperature: Fixed
+    potential: eqx.AbstractVar[Potential]
 
     @property
     def support(self) -> Any:
@@ -203,6 +202,13 @@ class Tempered(eqx.Module):
     def site_values(self) -> tuple[int, ...] | None:
         """Coding of the potential, or ``None``."""
         return getattr(self.potential, "site_values", None)
+
+
+class Tempered(_OfOnePotential):
+    """The energy ``beta U(x)``. See :func:`temper`."""
+
+    potential: Potential
+    inverse_temperature: Fixed
 
     def __call__(self, event: Event) -> Scalar:
         """``beta U(x)`` of one event."""
@@ -233,7 +239,7 @@ def temper(potential: Potential, inverse_temperature: float | jax.Array) -> Temp
     return Tempered(potential, Fixed(check_positive("inverse_temperature", inverse_temperature)))
 
 
-class Normalized(eqx.Module):
+class Normalized(_OfOnePotential):
     """The energy ``U(x) + log_normalizer`` with a constant that is trained. See :func:`with_log_normalizer`."""
 
     potential: Potential
@@ -243,16 +249,6 @@ class Normalized(eqx.Module):
     def reference(self) -> Any:
         """What the potential would start or propose from, or ``None``."""
         return getattr(self.potential, "reference", None)
-
-    @property
-    def support(self) -> Any:
-        """Support of the potential, or ``None``."""
-        return getattr(self.potential, "support", None)
-
-    @property
-    def site_values(self) -> tuple[int, ...] | None:
-        """Coding of the potential, or ``None``."""
-        return getattr(self.potential, "site_values", None)
 
     def __call__(self, event: Event) -> Scalar:
         """``U(x) + log_normalizer`` of one event: minus a log density once the constant has been learned."""

@@ -4,7 +4,6 @@ Elsewhere these are recipes for drawing points; here each has a normalised densi
 possible likelihood to be compared with.
 """
 
-import difflib
 import math
 from collections.abc import Callable
 
@@ -16,6 +15,7 @@ from jax.scipy.special import i0e, log_ndtr
 from numpyro.distributions import ImproperUniform, constraints
 
 from ebm_ppl.targets.mixture import grid25, mixture_target
+from ebm_ppl.targets.registry import name_hint
 from ebm_ppl.targets.target import Target
 from ebm_ppl.types import Array, Key, Scalar
 
@@ -251,7 +251,7 @@ def get_planar(name: str) -> Target:
         (3, 2)
     """
     if name not in _PLANAR:
-        close = difflib.get_close_matches(name, planar_names())
-        hint = f"Did you mean {' or '.join(map(repr, close))}?" if close else f"Known: {', '.join(planar_names())}."
-        raise ValueError(f"name: got {name!r}, which is no set in the plane. {hint}")
+        raise ValueError(
+            f"name: got {name!r}, which is no set in the plane. {name_hint(name, planar_names(), 'Known')}"
+        )
     return _PLANAR[name]()

@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -76,7 +76,11 @@ def get(name: str, **options: Any) -> Target:
         -0.0535718536
     """
     if name not in _CONSTRUCTORS:
-        close = difflib.get_close_matches(name, names())
-        hint = f"Did you mean {' or '.join(map(repr, close))}?" if close else f"Known targets: {', '.join(names())}."
-        raise ValueError(f"name: got {name!r}, which is not a target. {hint}")
+        raise ValueError(f"name: got {name!r}, which is not a target. {name_hint(name, names(), 'Known targets')}")
     return dataclasses.replace(_CONSTRUCTORS[name](**options), name=name)
+
+
+def name_hint(name: str, known: Sequence[str], label: str) -> str:
+    """What to write instead of an unknown name: those close to it, or all there are."""
+    close = difflib.get_close_matches(name, known)
+    return f"Did you mean {' or '.join(map(repr, close))}?" if close else f"{label}: {', '.join(known)}."

@@ -10,8 +10,9 @@ import numpy as np
 from jax.tree_util import Partial
 
 from ebm_ppl.checks import check_count
+from ebm_ppl.densities import LikeEnergy
 from ebm_ppl.sampling import advance, draw, init_sampler
-from ebm_ppl.types import Array, Info, Kernel, Key, Potential, PyTree, SamplerState
+from ebm_ppl.types import Array, Info, Kernel, Key, Potential, PyTree, SamplerState, Scalar
 
 
 class Finding(NamedTuple):
@@ -182,7 +183,7 @@ def _compiles_once(trial: _Trial) -> tuple[bool, str]:
     @jax.jit
     def run(key: Key, shift: Array, sampler: SamplerState) -> PyTree:
         traces.append(1)
-        return advance(key, Partial(_shifted, trial.potential, shift), sampler, trial.num_steps)[0].position
+        return advance(key, _changed(_shifted, trial.potential, shift), sampler, trial.num_steps)[0].position
 
     def nudged(x: Array) -> Array:
         return x * (1 + 1e-6) if jnp.issubdtype(x.dtype, jnp.floating) else x
@@ -190,6 +191,11 @@ def _compiles_once(trial: _Trial) -> tuple[bool, str]:
     run(trial.key, jnp.asarray(0.0), trial.sampler)
     run(trial.key, jnp.asarray(1.0), jax.tree.map(nudged, trial.sampler))
     return len(traces) == 1, f"{len(traces)} programs for two calls" if len(traces) > 1 else ""
+
+
+def _changed(change: Callable[..., Scalar], potential: Potential, number: Array) -> LikeEnergy:
+    """The potential under test with another energy; a kernel may ask it for its base or its coding all the same."""
+    return LikeEnergy(Partial(change, potential, number), potential)
 
 
 def _shifted(potential: Potential, shift: Array, event: PyTree) -> Array:
@@ -205,7 +211,7 @@ def _vmaps(trial: _Trial) -> tuple[bool, str]:
 
 def _is_a_constant(trial: _Trial) -> tuple[bool, str]:
     def total(scale: Array) -> Array:
-        potential = Partial(_scaled, trial.potential, scale)
+        potential = _changed(_scaled, trial.potential, scale)
         _, draws = draw(trial.key, potential, trial.sampler, 1, num_steps=trial.num_steps)
         return sum((leaf.astype(float).sum() for leaf in jax.tree.leaves(draws.position)), jnp.asarray(0.0))
 
@@ -219,7 +225,7 @@ def _scaled(potential: Potential, scale: Array, event: PyTree) -> Array:
 
 def _ignores_constants(trial: _Trial) -> tuple[bool, str]:
     plain = trial.run()[0].position
-    shifted = trial.run(potential=Partial(_shifted, trial.potential, jnp.asarray(8.0)))[0].position
+    shifted = trial.run(potential=_changed(_shifted, trial.potential, jnp.asarray(8.0)))[0].position
     # Rounding may flip an accept step here and there.
     same = jax.tree.map(lambda a, b: np.isclose(a, b, rtol=1e-3, atol=1e-3).reshape(len(a), -1).all(1), plain, shifted)
     fraction = float(np.mean(np.all(jax.tree.leaves(same), axis=0)))
@@ -233,7 +239,7 @@ def _counts_nan(trial: _Trial) -> tuple[bool, str]:
     allowed = np.flatnonzero(np.asarray(energies <= limit))
     inside = np.resize(allowed, trial.sampler.num_chains)
     position = jax.tree.map(lambda x: x[inside], trial.sampler.position)
-    walled = Partial(_walled, trial.potential, limit)
+    walled = _changed(_walled, trial.potential, limit)
     sampler, info = trial.run(potential=walled, sampler=init_sampler(position, trial.sampler.kernel))
     lost = ~jnp.isfinite(jax.vmap(walled)(sampler.position))
     unflagged = int((lost & ~info.is_divergent).sum())

@@ -12,9 +12,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 
 from ebm_ppl.checks import check_count
+from ebm_ppl.partials import function_behind
 from ebm_ppl.testing.report import KernelReport
 from ebm_ppl.testing.statistics import ALPHA, CHECKS, binomial_check, two_sample_check
 from ebm_ppl.types import Array, AuxiliaryKernel, FreshPopulation, Info, Kernel, Key, Potential
@@ -182,7 +182,7 @@ def _run(
     """Starts, ends, and how the chains moved."""
     check_count("num_chains", num_chains)
     check_count("num_steps", num_steps)
-    func = kernel.func if isinstance(kernel, Partial) else kernel
+    func = function_behind(kernel)
     is_fresh = isinstance(func, FreshPopulation) and func.draws_afresh
     if isinstance(func, AuxiliaryKernel) and not is_fresh:
         raise TypeError(

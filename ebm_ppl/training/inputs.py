@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.tree_util import Partial
 
 from ebm_ppl.adaptation import check_target_acceptance, check_tunable_step
 from ebm_ppl.checks import as_array, check_count, check_rows
@@ -63,13 +62,6 @@ def _stacked(num_batches: int, num_padded: int, rows: Array) -> Array:
     """Concatenated rows as batches, the last of them repeated: ``(num_padded, row, *event)``."""
     batches = rows.reshape(num_batches, -1, *rows.shape[1:])
     return jnp.concatenate([batches, jnp.repeat(batches[-1:], num_padded - num_batches, axis=0)])
-
-
-def comparable(objective: Any) -> Any:
-    """A fresh ``functools.partial`` equals nothing but itself and would recompile; JAX's compares by contents."""
-    if isinstance(objective, functools.partial):
-        return Partial(objective.func, *objective.args, **objective.keywords)
-    return objective
 
 
 def check_players(

@@ -42,8 +42,7 @@ def train_step(
 
     Returns:
         The next state and the objective's metrics with ``loss``, ``grad_norm`` and, where there is one, ``step_size`` and
-        the kernel's implied ``temperature``; the
-        sampler objective's metrics follow with the prefix ``sampler_``.
+        the kernel's implied ``temperature``; the sampler objective's metrics follow with the prefix ``sampler_``.
 
     Example:
         >>> import functools, jax, jax.numpy as jnp, optax, ebm_ppl as ebm
@@ -65,14 +64,13 @@ def train_step(
     )
     if sampler_objective is not None:
         assert sampler_optimizer is not None  # fit says so in words
-        players, sampler_key = (potential, sampler), jax.random.fold_in(key, 1)
+        moved, sampler_key = sampler, jax.random.fold_in(key, 1)
 
         def kernel_loss(kernel: Any) -> tuple[Array, tuple[Any, Metrics]]:
-            potential, sampler = players
-            return sampler_objective(potential, sampler._replace(kernel=kernel), batch, sampler_key)
+            return sampler_objective(potential, moved._replace(kernel=kernel), batch, sampler_key)
 
         kernel, sampler_optimizer_state, (sampler, found) = _descend(
-            kernel_loss, sampler.kernel, state.sampler_optimizer_state, sampler_optimizer
+            kernel_loss, moved.kernel, state.sampler_optimizer_state, sampler_optimizer
         )
         sampler = sampler._replace(kernel=kernel)
         state = state._replace(sampler_optimizer_state=sampler_optimizer_state)
