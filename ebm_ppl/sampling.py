@@ -13,6 +13,7 @@ from jax.tree_util import Partial
 
 from ebm_ppl.checks import as_array, check_count, check_potential, is_traced
 from ebm_ppl.info import count_start, run_steps
+from ebm_ppl.partials import function_behind
 from ebm_ppl.types import (
     Array,
     AuxiliaryKernel,
@@ -114,12 +115,19 @@ def chains_at(position: PyTree, kernel: Kernel) -> SamplerState:
     dtype = jnp.promote_types(
         jnp.result_type(*leaves), jnp.float32
     )  # weights are floating also where positions are not
-    return SamplerState(position, jnp.zeros(leaves[0].shape[0], dtype), kernel, _fresh_auxiliary(position, kernel))
+    num_chains = leaves[0].shape[0]
+    return SamplerState(
+        position,
+        jnp.zeros(num_chains, dtype),
+        kernel,
+        _fresh_auxiliary(position, kernel),
+        jnp.zeros(num_chains, jnp.int32),
+    )
 
 
 def is_discrete_kernel(kernel: Kernel) -> bool:
     """Whether a kernel moves on finitely many values, see :class:`~ebm_ppl.types.DiscreteKernel`."""
-    return isinstance(_function_behind(kernel), DiscreteKernel)
+    return isinstance(function_behind(kernel), DiscreteKernel)
 
 
 def temperature_of(sampler: SamplerState) -> Array | None:
@@ -131,18 +139,14 @@ def temperature_of(sampler: SamplerState) -> Array | None:
         >>> round(float(temperature_of(sampler)), 4)
         0.01
     """
-    func = _function_behind(sampler.kernel)
+    func = function_behind(sampler.kernel)
     if not isinstance(func, TemperedKernel):
         return None
     return func.temperature(**(sampler.kernel.keywords if isinstance(sampler.kernel, Partial) else {}))
 
 
-def _function_behind(kernel: Kernel) -> Any:
-    return kernel.func if isinstance(kernel, Partial) else kernel
-
-
 def _fresh_auxiliary(position: PyTree, kernel: Kernel) -> PyTree:
-    func = _function_behind(kernel)
+    func = function_behind(kernel)
     if not isinstance(func, AuxiliaryKernel):
         return None
     return func.start_auxiliary(position, **(kernel.keywords if isinstance(kernel, Partial) else {}))
@@ -223,7 +227,7 @@ def check_sampler(potential: Potential, sampler: SamplerState) -> None:
         raise TypeError(f"sampler: got {type(sampler).__name__}, expected the result of ebm.init_sampler.")
     event = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), sampler.position)
     check_potential(potential, event)
-    func = _function_behind(sampler.kernel)
+    func = function_behind(sampler.kernel)
     if isinstance(func, AuxiliaryKernel) != (sampler.auxiliary is not None):
         raise ValueError(
             "sampler: its kernel and what its chains carry do not belong together; expected a state made for this kernel, "
@@ -241,10 +245,11 @@ def _population(key: Key, potential: Potential, sampler: SamplerState) -> tuple[
     return algorithm.step, algorithm.init(sampler.position, key, sampler.auxiliary)
 
 
-def _after(sampler: SamplerState, state: Any) -> SamplerState:
-    """What survives of a kernel state."""
+def _after(sampler: SamplerState, state: Any, num_steps: int) -> SamplerState:
+    """What survives of a kernel state, ``num_steps`` steps later."""
     auxiliary = None if sampler.auxiliary is None else state.auxiliary
-    sampler = sampler._replace(position=state.position, auxiliary=auxiliary)
+    age = None if sampler.age is None else sampler.age + num_steps
+    sampler = sampler._replace(position=state.position, auxiliary=auxiliary, age=age)
     return sampler._replace(log_weight=state.log_weight) if isinstance(state, WeightedPopulation) else sampler
 
 
@@ -254,8 +259,16 @@ def _advance(key: Key, potential: Potential, sampler: SamplerState, num_steps: i
     step, state = _population(init_key, potential, sampler)
     # A state of positions alone was made without looking at the energy.
     is_evaluated = len(jax.tree.leaves(state)) > len(jax.tree.leaves(sampler.position))
+    before = _potential_of(state)
     state, info = run_steps(step, jax.random.split(run_key, num_steps), state)
-    return _constants(_after(sampler, state)), count_start(info, is_evaluated)
+    info = info._replace(potential_before=before, potential_after=_potential_of(state))
+    return _constants((_after(sampler, state, num_steps), count_start(info, is_evaluated)))
+
+
+def _potential_of(state: Any) -> Array | None:
+    """The energies that a kernel's state holds anyway, at no cost."""
+    log_density = getattr(state, "logdensity", None)
+    return None if log_density is None else -log_density
 
 
 def _draw(
@@ -267,7 +280,7 @@ def _draw(
 
     def body(state: Any, draw_key: Key) -> tuple[Any, tuple[PyTree, Array, Array, Info]]:
         state, info = run_steps(step, jax.random.split(draw_key, num_steps), state)
-        log_weight = _after(sampler, state).log_weight
+        log_weight = _after(sampler, state, num_steps).log_weight
         return state, (state.position, jax.vmap(potential)(state.position), log_weight, info)
 
     state, trace = jax.lax.scan(body, state, jax.random.split(run_key, num_draws))
@@ -283,7 +296,7 @@ def _draw(
         num_nonfinite=info.num_nonfinite,
         statistics=info.statistics,
     )
-    return _constants(_after(sampler, state)), draws
+    return _constants(_after(sampler, state, num_draws * num_steps)), draws
 
 
 _compiled_advance = eqx.filter_jit(_advance)
@@ -307,7 +320,7 @@ def restart(key: Key, sampler: SamplerState, fresh: PyTree, probability: float |
         probability: Restart probability in [0, 1].
 
     Returns:
-        The sampler with restarted chains; their log weights return to zero.
+        The sampler with restarted chains; their log weights and ages return to zero.
 
     Raises:
         ValueError: a concrete ``probability`` outside [0, 1], or ``fresh`` of another shape than the chains.
@@ -334,7 +347,8 @@ def restart(key: Key, sampler: SamplerState, fresh: PyTree, probability: float |
     position = jax.tree.map(choose, fresh, sampler.position)
     auxiliary = jax.tree.map(choose, _fresh_auxiliary(fresh, sampler.kernel), sampler.auxiliary)
     log_weight = jnp.where(chosen, 0.0, sampler.log_weight)
-    return sampler._replace(position=position, log_weight=log_weight, auxiliary=auxiliary)
+    age = None if sampler.age is None else jnp.where(chosen, 0, sampler.age)
+    return sampler._replace(position=position, log_weight=log_weight, auxiliary=auxiliary, age=age)
 
 
 def check_probability(name: str, value: float | Array) -> None:
@@ -402,4 +416,4 @@ def scatter_chains(sampler: SamplerState, index: Array, moved: SamplerState) -> 
 
 def _per_chain(sampler: SamplerState) -> dict[str, PyTree]:
     """All that has a leading chain axis."""
-    return {"position": sampler.position, "log_weight": sampler.log_weight, "auxiliary": sampler.auxiliary}
+    return {name: getattr(sampler, name) for name in ("position", "log_weight", "auxiliary", "age")}

@@ -38,6 +38,10 @@ Metrics = dict[str, Array]
 Batch = PyTree
 """The positive phase: an array, or a pytree of arrays, with a leading row axis."""
 
+VALUE_KINDS = frozenset({"exact", "estimate"})
+"""The normaliser policies under which the ``log_prob`` of an EBM is a log density, up to the error they state; under the
+others only its gradient, or its differences, mean something."""
+
 
 class Info(NamedTuple):
     """What one step of a population kernel tells its diagnostics; :func:`ebm_ppl.info.step_info` makes one.
@@ -55,6 +59,9 @@ class Info(NamedTuple):
         has_moved: Whether the chain is elsewhere after the step. A frozen chain is told by this, not by its acceptance
             rate: a trajectory of step size zero is always accepted.
         statistics: What else the kernel has to say, by name: swap rates, effective sample sizes of a pool.
+        potential_before: Energy at the start of a phase, which :func:`ebm_ppl.advance` reads off the kernel's states;
+            ``None`` for a single step, and for kernels whose states hold no energy.
+        potential_after: Energy at its end, under the same potential.
     """
 
     acceptance_rate: Array
@@ -64,6 +71,8 @@ class Info(NamedTuple):
     num_nonfinite: Array
     has_moved: Array
     statistics: dict[str, Array]
+    potential_before: Array | None = None
+    potential_after: Array | None = None
 
 
 class SamplerState(NamedTuple):
@@ -79,12 +88,14 @@ class SamplerState(NamedTuple):
         kernel: The kernel with its tunables.
         auxiliary: What else of each chain must survive, with a leading chain axis: the hot replicas of a ladder, the
             latents of a generator. ``None`` for most kernels; see :class:`AuxiliaryKernel`.
+        age: Kernel steps since each chain started or was restarted, ``(chain,)``; ``None`` where nobody counts.
     """
 
     position: PyTree
     log_weight: Array
     kernel: Kernel
     auxiliary: PyTree = None
+    age: Array | None = None
 
     @property
     def num_chains(self) -> int:

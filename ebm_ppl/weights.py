@@ -7,6 +7,9 @@ from jax.scipy.special import logsumexp
 
 from ebm_ppl.types import Array, Key, PyTree
 
+COLLAPSED = 0.1
+"""Weights have collapsed when fewer than this share of their particles count."""
+
 
 def normalized_weights(log_weight: Array, axis: int | None = -1) -> Array:
     """Weights that sum to one along an axis (all of them when ``None``); all NaN where one of them is.
@@ -54,6 +57,36 @@ def effective_size(log_weight: Array) -> Array:
         4.0
     """
     return 1.0 / jnp.sum(normalized_weights(log_weight) ** 2, axis=-1)
+
+
+def variance_by_ancestor(log_weight: Array, ancestor: Array, num_all: int) -> Array:
+    """Relative variance of the mean weight, with the descendants of each chain of the start taken for one observation.
+
+    Args:
+        log_weight: ``(particle,)``, of the last so many of all chains.
+        ancestor: Number of the chain of the start, among all, that each descends from, ``(particle,)``; one of these.
+        num_all: Chains of the start.
+
+    Example:
+        >>> float(variance_by_ancestor(jnp.zeros(4), jnp.arange(4), 4))  # four ancestors
+        0.0
+        >>> float(variance_by_ancestor(jnp.zeros(4), jnp.zeros(4, int), 4))  # one
+        0.75
+    """
+    num_particles = log_weight.shape[0]
+    share = normalized_weights(log_weight)
+    total = jnp.zeros(num_all, share.dtype).at[ancestor].add(share)[-num_particles:]
+    return jnp.sum((total - 1.0 / num_particles) ** 2)
+
+
+def is_collapsed(log_weight: Array) -> Array:
+    """Whether fewer than a tenth of the particles count, or a weight is NaN: ``(*batch, particle) -> batch``.
+
+    Example:
+        >>> bool(is_collapsed(jnp.zeros(30))), bool(is_collapsed(jnp.array([0.0, -jnp.inf] + 28 * [-20.0])))
+        (False, True)
+    """
+    return ~(effective_size(log_weight) >= COLLAPSED * log_weight.shape[-1])
 
 
 def resampled(key: Key, particles: PyTree, log_weight: Array, is_due: Array) -> PyTree:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from ebm_ppl.info import moved, step_info
 from ebm_ppl.sampling import advance, chains_at, check_probability, draw, gather_chains, restart, scatter_chains
 from ebm_ppl.types import Array, Batch, Info, Key, Metrics, Potential, PyTree, SamplerState, Scalar
-from ebm_ppl.weights import normalized_weights
+from ebm_ppl.weights import COLLAPSED, normalized_weights
 
 FROZEN = 1e-3
 """A chain whose acceptance rate over a whole phase is below this counts as frozen."""
@@ -41,7 +41,12 @@ def contrastive_divergence(
         ``energy_negative``, ``energy_gap``, ``energy_gap_error`` (standard error of the gap; NaN with one row or one
         chain), ``acceptance_rate``, ``num_divergent`` (chains), ``num_nonfinite`` (proposals with a NaN or infinite
         energy, all rejected), ``frozen_fraction`` (chains that did not move, or had no chance to), ``negative_ess``
-        (effective number of negatives: that of the chains, unless their kernel weights them).
+        (effective number of negatives: that of the chains, unless their kernel weights them), ``is_collapsed`` (1 where
+        that is below a tenth of the chains), ``chain_age`` (mean kernel steps since the chains started). From kernels
+        whose states hold their energies, at no cost: ``energy_drift``, mean change of the energy over the phase, many of
+        its ``energy_drift_error`` from zero where chains are still on their way, and ``energy_autocorrelation``, the
+        correlation over chains between the energies before and after the phase, which
+        :func:`ebm_ppl.diagnostics.autocorrelation_time` turns into a number of kernel steps.
 
     Raises:
         TypeError: ``sampler`` is not a sampler state or the energy is not real floating.
@@ -54,7 +59,7 @@ def contrastive_divergence(
         >>> def energy(x): return 0.5 * jnp.sum(x**2)
         >>> loss, (sampler, metrics) = contrastive_divergence(energy, sampler, batch, jax.random.key(0), num_steps=5)
         >>> sorted(metrics)[:2]
-        ['acceptance_rate', 'energy_data']
+        ['acceptance_rate', 'chain_age']
 
     References:
         Hinton (2002), Training products of experts by minimizing contrastive divergence, equation 5 without its third
@@ -174,9 +179,10 @@ def _trace(
         num_nonfinite=draws.num_nonfinite.sum(axis=1),
         has_moved=has_moved.any(axis=1),
     )
+    info = info._replace(potential_before=jax.vmap(potential)(sampler.position), potential_after=draws.potential[:, -1])
     # Only weights of one step can be compared with each other.
     log_weight = jax.nn.log_softmax(draws.log_weight, axis=0)
-    return after, SamplerState(draws.position, log_weight, sampler.kernel), info
+    return after, SamplerState(draws.position, log_weight, sampler.kernel, age=after.age), info
 
 
 def energy_gap(
@@ -204,7 +210,10 @@ def energy_gap(
     data = jax.vmap(potential)(batch)
     negative = energy_of_each(jax.lax.stop_gradient(negatives.position))
     weight = normalized_weights(log_weight, axis=None).astype(negative.dtype)
-    return gap_of_energies(data, negative, weight, info, paired=paired)
+    loss, metrics = gap_of_energies(data, negative, weight, info, paired=paired)
+    if negatives.age is not None:
+        metrics["chain_age"] = negatives.age.mean()
+    return loss, metrics
 
 
 def gap_of_energies(
@@ -232,8 +241,25 @@ def gap_of_energies(
         "num_nonfinite": info.num_nonfinite.sum(),
         "frozen_fraction": ((info.acceptance_rate < FROZEN) | ~info.has_moved).mean(),
         "negative_ess": 1.0 / concentration,
+        "is_collapsed": ~(concentration * (COLLAPSED * chain_weight.size) <= 1.0),
+        **_energies_of_phase(info),
     }
     return loss, jax.lax.stop_gradient(metrics)
+
+
+def _energies_of_phase(info: Info) -> Metrics:
+    """How the energies of the chains changed over the phase, and how much of them it forgot."""
+    before, after = info.potential_before, info.potential_after
+    if before is None or after is None:
+        return {}
+    change = after - before
+    deviations = before - before.mean(), after - after.mean()
+    squares = jnp.sum(deviations[0] ** 2) * jnp.sum(deviations[1] ** 2)
+    return {
+        "energy_drift": change.mean(),
+        "energy_drift_error": jnp.sqrt(change.var(ddof=1) / change.size),
+        "energy_autocorrelation": jnp.sum(deviations[0] * deviations[1]) / jnp.sqrt(squares),
+    }
 
 
 def rows_like_chains(batch: Batch, sampler: SamplerState) -> Batch:

@@ -82,20 +82,20 @@ def minimum_stein_discrepancy(
         raise ValueError(
             "batch: got 1 row, expected at least 2, whose pairs the statistic and the bandwidth are made of."
         )
-    length = _median_distance(rows) if bandwidth is None else check_positive("bandwidth", bandwidth).astype(rows.dtype)
+    length = median_distance(rows) if bandwidth is None else check_positive("bandwidth", bandwidth).astype(rows.dtype)
     score = -jax.vmap(jax.grad(flat.energy))(rows)
     scale = jnp.ones(num_rows, rows.dtype)
     if diffusion is not None:
         scale, slope = jax.vmap(jax.value_and_grad(lambda x: diffusion(flat.unravel(x))))(rows)
         score = scale[:, None] * score + slope
-    pairs = _stein_kernel(rows, score, scale, length, exponent.astype(rows.dtype))
+    pairs = stein_kernel(rows, score, scale, length, exponent.astype(rows.dtype))
     total = jnp.sum(pairs)
     if statistic == "v":
         return total / num_rows**2
     return (total - jnp.trace(pairs)) / (num_rows * (num_rows - 1))
 
 
-def _stein_kernel(rows: Array, score: Array, scale: Array, length: Array, exponent: Array) -> Array:
+def stein_kernel(rows: Array, score: Array, scale: Array, length: Array, exponent: Array) -> Array:
     """The Stein kernel of all pairs ``(row, row)``, with ``score = m s + grad m`` and ``scale = m``."""
     squared = _squared_distances(rows) / length**2
     base = 1.0 + squared
@@ -118,7 +118,8 @@ def _squared_distances(rows: Array) -> Array:
     return jnp.where(jnp.eye(len(rows), dtype=bool), 0.0, jnp.maximum(squared, 0.0))
 
 
-def _median_distance(rows: Array) -> Array:
+def median_distance(rows: Array) -> Array:
+    """Median of the distances of all pairs of rows."""
     pairs = np.triu_indices(rows.shape[0], 1)
     median = jnp.sqrt(jnp.median(_squared_distances(rows)[pairs]))
     if not is_traced(median) and not float(median) > 0.0:

@@ -11,10 +11,7 @@ from ebm_ppl.objectives.contrastive import energy_gap, require_sampler
 from ebm_ppl.proposals import check_proposal, sample_and_log_prob
 from ebm_ppl.sampling import advance, init_sampler, scatter_chains, take_chains
 from ebm_ppl.types import Array, Batch, Kernel, Key, Metrics, Potential, SamplerState, Scalar
-from ebm_ppl.weights import effective_size, log_mean_weight
-
-COLLAPSED = 0.1
-"""Weights have collapsed when they are worth less than this share of their number."""
+from ebm_ppl.weights import effective_size, is_collapsed, log_mean_weight, variance_by_ancestor
 
 
 def importance_sampled_likelihood(
@@ -80,14 +77,9 @@ def importance_sampled_likelihood(
         "log_normalizer": log_normalizer,
         "log_normalizer_error": jnp.sqrt(variance),
         "negative_ess": effective_size(log_weight),
-        "is_collapsed": _is_collapsed(log_weight),
+        "is_collapsed": is_collapsed(log_weight),
     }
     return loss, (sampler, jax.lax.stop_gradient(metrics))
-
-
-def _is_collapsed(log_weight: Array) -> Array:
-    """A NaN counts as collapse."""
-    return ~(effective_size(log_weight) >= COLLAPSED * log_weight.shape[0])
 
 
 def jarzynski_chains(
@@ -193,11 +185,13 @@ def jarzynski_contrastive_divergence(
         measured, _ = advance(held_out_key, potential, take_chains(sampler, last), num_steps)
         sampler = scatter_chains(sampler, last, measured)
     log_normalizer, variance = log_mean_weight(measured.log_weight)
+    # Chains that hardly move stay what their ancestors were; the larger of the two errors is honest for them too.
+    by_ancestor = variance_by_ancestor(measured.log_weight, measured.auxiliary.ancestor, sampler.num_chains)
     metrics |= {
         "log_normalizer": log_normalizer,
-        "log_normalizer_error": jnp.sqrt(variance + measured.auxiliary.variance.max()),
+        "log_normalizer_error": jnp.sqrt(jnp.maximum(variance + measured.auxiliary.variance.max(), by_ancestor)),
         "held_out_ess": effective_size(measured.log_weight),
-        "is_collapsed": _is_collapsed(learning.log_weight) | _is_collapsed(measured.log_weight),
+        "is_collapsed": is_collapsed(learning.log_weight) | is_collapsed(measured.log_weight),
     }
     value = metrics["energy_data"] + log_normalizer.astype(loss.dtype)
     return loss + jax.lax.stop_gradient(value - loss), (sampler, jax.lax.stop_gradient(metrics))

@@ -48,6 +48,12 @@ def unhealthy(metrics: dict[str, np.ndarray], start: int) -> dict[str, str]:
             f"{where}: {int(metrics['num_divergent'].sum())} chain phases diverged or became non-finite. Use a smaller "
             "step size."
         )
+    if "is_collapsed" in metrics and metrics["is_collapsed"].mean() >= 0.5:
+        found["collapsed"] = (
+            f"{where}: in {metrics['is_collapsed'].mean():.0%} of them fewer than a tenth of the negatives carried the "
+            "weight, so the gradient is that of a few. Use more of them, a proposal or kernel closer to the energy, or a "
+            "smaller learning rate."
+        )
     return found
 
 

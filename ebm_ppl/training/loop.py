@@ -17,9 +17,10 @@ import optax
 from tqdm import tqdm
 
 from ebm_ppl.checks import check_count
+from ebm_ppl.partials import comparable
 from ebm_ppl.training.batches import Batches
 from ebm_ppl.training.health import is_finite, is_healthy, training_failure, unhealthy, warn_of_new
-from ebm_ppl.training.inputs import check_acceptance_can_be_followed, check_players, chunks_of, comparable
+from ebm_ppl.training.inputs import check_acceptance_can_be_followed, check_players, chunks_of
 from ebm_ppl.training.state import TrainState
 from ebm_ppl.training.step import train_step
 from ebm_ppl.training.stopping import BestSoFar, EarlyStopping, Evaluate, evaluated
@@ -87,9 +88,9 @@ def fit(
             the last good state.
 
     Warns:
-        RuntimeWarning: within one report, when half of the chains have frozen (acceptance zero) or steps diverged.
-            Training goes on; frozen negatives make every further update meaningless. Also when a loader that cannot be
-            started again ends before ``num_steps``.
+        RuntimeWarning: within one report, when half of the chains have frozen (acceptance zero), steps diverged, or the
+            weights of the negatives have collapsed onto few of them. Training goes on; frozen negatives make every further
+            update meaningless. Also when a loader that cannot be started again ends before ``num_steps``.
 
     Example:
         >>> import functools, jax, jax.numpy as jnp, numpyro.distributions as dist, optax, ebm_ppl as ebm
