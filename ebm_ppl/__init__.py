@@ -11,6 +11,7 @@ from ebm_ppl import adaptation as adaptation
 from ebm_ppl import potentials as potentials
 from ebm_ppl.adaptation import tune_step_size as tune_step_size
 from ebm_ppl.distributions import EBM as EBM
+from ebm_ppl.errors import DiagnosisFailure as DiagnosisFailure
 from ebm_ppl.errors import NonFiniteEnergyError as NonFiniteEnergyError
 from ebm_ppl.errors import SMCFailure as SMCFailure
 from ebm_ppl.errors import TrainingFailure as TrainingFailure

@@ -18,6 +18,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=2000, help="training updates (default 2000)")
     parser.add_argument("--digits", type=int, default=150, help="held-out digits to fill in (default 150)")
     parser.add_argument("--samples", type=int, default=500, help="NUTS draws per chain (default 500)")
+    parser.add_argument("--particles", type=int, default=512, help="particles behind log Z (default 512)")
     arguments = parser.parse_args()
     result = demo.run(
         arguments.seed,
@@ -25,6 +26,7 @@ def main() -> None:
         num_updates=arguments.updates,
         num_digits=arguments.digits,
         num_samples=arguments.samples,
+        num_particles=arguments.particles,
     )
     print(demo.table(result))
     print(f"\nWrote digits.png, rank.png and demo.nc to {arguments.output}")

@@ -25,6 +25,7 @@ from ebm_ppl.errors import UnknownNormalizerError
 from ebm_ppl.named_fields import named, unnamed
 from ebm_ppl.rows import RowPotential
 from ebm_ppl.supports import movable
+from ebm_ppl.types import VALUE_KINDS as VALUE_KINDS
 from ebm_ppl.types import Array, Event, Key, PyTree, Scalar
 
 Simulator = Callable[[Key, Any, int], PyTree]
@@ -47,11 +48,6 @@ class ReportingSimulator(Protocol):
     def report(self, diagnostics: dict[str, Array], /) -> None:
         """Receive the diagnostics of all draws of one call of ``EBM.sample``, ``sample_shape + batch_shape`` each."""
         ...
-
-
-VALUE_KINDS = frozenset({"exact", "estimate"})
-"""The normaliser policies under which ``log_prob`` is a log density, up to the error they state; under the others only
-its gradient, or its differences, mean something."""
 
 
 class _Static:
@@ -107,7 +103,14 @@ class EBM(dist.Distribution):
     """
 
     arg_constraints = {}
-    pytree_data_fields = ("_parameters", "base", "condition", "log_normalizer", "log_normalizer_error")
+    pytree_data_fields = (
+        "_parameters",
+        "base",
+        "condition",
+        "log_normalizer",
+        "log_normalizer_error",
+        "log_normalizer_reliable",
+    )
     pytree_aux_fields = ("_structure", "_shapes", "normalizer_kind")
     has_enumerate_support = False
 
@@ -146,7 +149,8 @@ class EBM(dist.Distribution):
         self.base = base
         self.condition = condition
         super().__init__(batch_shape, base.event_shape, validate_args=validate_args)
-        self.log_normalizer, self.log_normalizer_error, self.normalizer_kind = None, None, None
+        self.log_normalizer, self.log_normalizer_error, self.log_normalizer_reliable = None, None, None
+        self.normalizer_kind = None
         if log_normalizer is not None:
             self._set_normalizer(log_normalizer, "exact")
 
@@ -163,6 +167,8 @@ class EBM(dist.Distribution):
                 f"{self.batch_shape}."
             )
         self.log_normalizer, self.log_normalizer_error, self.normalizer_kind = value, error, kind
+        # A number that somebody wrote down is theirs to vouch for.
+        self.log_normalizer_reliable = jnp.asarray(getattr(log_normalizer, "reliable", True))
 
     def tree_flatten(self) -> tuple[tuple, tuple]:
         """Named children in one order, whatever ``PYTHONHASHSEED`` is."""
@@ -481,6 +487,7 @@ def _promote_batch_shape(ebm: EBM) -> EBM:
     if ebm.log_normalizer is not None:
         new._set_normalizer(ebm.log_normalizer, ebm.normalizer_kind)
         new.log_normalizer_error = ebm.log_normalizer_error
+        new.log_normalizer_reliable = ebm.log_normalizer_reliable
     return new
 
 
@@ -494,5 +501,5 @@ def _vmap_over(
 ) -> Any:
     axes: Any = copy.copy(ebm)
     axes._parameters, axes.base, axes.condition = potential, base, condition
-    axes.log_normalizer, axes.log_normalizer_error = log_normalizer, None
+    axes.log_normalizer, axes.log_normalizer_error, axes.log_normalizer_reliable = log_normalizer, None, None
     return axes

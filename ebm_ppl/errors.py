@@ -60,3 +60,17 @@ class SMCFailure(RuntimeError):
         self.num_nonfinite = num_nonfinite
         self.num_temperatures = num_temperatures
         self.ess_minimum = ess_minimum
+
+
+class DiagnosisFailure(RuntimeError):
+    """A diagnosis found the sampler or the model wanting.
+
+    Attributes:
+        diagnosis: The whole of it, an :class:`ebm_ppl.diagnostics.Diagnosis`.
+        failed: Names of the checks that were not passed.
+    """
+
+    def __init__(self, message: str, *, diagnosis: Any, failed: tuple[str, ...]):
+        super().__init__(message)
+        self.diagnosis = diagnosis
+        self.failed = failed

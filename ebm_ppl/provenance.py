@@ -135,6 +135,31 @@ def factor_sites(model: Callable[..., Any], args: tuple = (), kwargs: dict[str, 
     return tuple(names)
 
 
+def normalizer_kinds(
+    model: Callable[..., Any], args: tuple = (), kwargs: dict[str, Any] | None = None
+) -> dict[str, str]:
+    """How log Z of every EBM site of a model is treated, for those that a policy has treated: ``{site: kind}``.
+
+    Example:
+        >>> import numpyro, numpyro.distributions as dist, ebm_ppl
+        >>> def model():
+        ...     numpyro.sample("x", EBM(lambda x: x**4, dist.Normal(0.0, 1.0)), obs=0.5)
+        >>> normalizer_kinds(model), normalizer_kinds(ebm_ppl.handlers.exact_normalizer(model))
+        ({}, {'x': 'exact'})
+    """
+    kinds: dict[str, str] = {}
+
+    def collect() -> None:
+        seeded = handlers.substitute(handlers.seed(model, 0), substitute_fn=any_value)
+        for name, site in _isolated_trace(seeded, args, kwargs or {}).items():
+            found = {ebm.normalizer_kind for ebm in find_ebms(site["fn"])} if site["type"] == "sample" else set()
+            if found - {None}:
+                kinds[name] = ", ".join(sorted(map(str, found)))
+
+    jax.eval_shape(collect)
+    return kinds
+
+
 def any_value(site: dict[str, Any]) -> Any:
     """A value of the right shape for every latent site. An EBM cannot be sampled, and its support may have no bijector."""
     if site["type"] == "sample" and not site["is_observed"] and find_ebms(site["fn"]):

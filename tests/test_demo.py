@@ -51,6 +51,30 @@ def test_the_gaussian_baseline_is_the_conditional_mean_of_the_joint_gaussian():
     np.testing.assert_allclose(filled, digits.mean + np.linalg.solve(precision, residual.T).T, atol=1e-3)
 
 
+@pytest.mark.slow
+def test_an_untrained_ebm_explains_pixels_as_well_as_the_gaussian(key):
+    """Zero energy: log Z is 0 and all three numbers have closed forms, in pixels."""
+    digits = demo.load(0)
+    net = ebm.potentials.MLP(64, key=key, width=8, depth=1)
+    prior = ebm.EBM(net, dist.Normal(0.0, 1.0).expand([64]).to_event(1))
+    pixels = digits.held_out[:50] + demo.NOISE
+    log_z, found, advantage = demo.log_likelihoods(
+        key, prior, digits, jnp.asarray(digits.whiten.inv(pixels)), num_particles=64
+    )
+    covariance = digits.covariance.astype(np.float64)
+    residual = pixels - digits.mean
+    constant = 32 * np.log(2 * np.pi)
+    squares = np.sum(residual * np.linalg.solve(covariance, residual.T).T, axis=1)
+    gaussian = -0.5 * squares - 0.5 * np.linalg.slogdet(covariance)[1] - constant
+    variance = np.diag(covariance)
+    independent = -0.5 * np.sum(residual**2 / variance + np.log(variance), axis=1) - constant
+    np.testing.assert_allclose(found["full-covariance Gaussian"].value, gaussian.mean(), rtol=1e-3)
+    np.testing.assert_allclose(found["independent Normal"].value, independent.mean(), rtol=1e-3)
+    np.testing.assert_allclose(found["EBM"].value + float(log_z.value), gaussian.mean(), rtol=1e-3)
+    assert abs(advantage.value) < 5 * log_z.standard_error
+    np.testing.assert_allclose(advantage.value, -log_z.value, atol=1e-4)
+
+
 def test_no_held_out_digit_is_trained_on():
     digits = demo.load(0)
     train = {row.tobytes() for row in digits.train}
@@ -59,12 +83,26 @@ def test_no_held_out_digit_is_trained_on():
 
 
 def test_a_reduced_run_end_to_end(tmp_path, monkeypatch, capsys):
-    arguments = ["ebm_ppl", "--updates", "30", "--digits", "3", "--samples", "40", "--output", str(tmp_path)]
+    arguments = [
+        "ebm_ppl",
+        "--updates",
+        "30",
+        "--digits",
+        "3",
+        "--samples",
+        "40",
+        "--particles",
+        "64",
+        "--output",
+        str(tmp_path),
+    ]
     monkeypatch.setattr("sys.argv", arguments)
     command_line.main()
     printed = capsys.readouterr().out
     assert "full-covariance Gaussian prior" in printed
     assert "mixing of the EBM chains" in printed
+    assert "EBM minus Gaussian, paired" in printed
+    assert "log Z = " in printed
     assert {path.name for path in tmp_path.iterdir()} == {"digits.png", "rank.png", "demo.nc"}
     assert (tmp_path / "digits.png").stat().st_size > 20_000
     tree = xr.open_datatree(tmp_path / "demo.nc", engine="h5netcdf")

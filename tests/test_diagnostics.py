@@ -178,12 +178,6 @@ def test_only_draws_are_converted(draws):
         to_datatree(draws)
 
 
-def test_events_of_several_arrays_are_refused():
-    draws = trace(iid(4, 10, 2))._replace(position={"a": iid(4, 10), "b": iid(4, 10)})
-    with pytest.raises(TypeError, match="several arrays, expected single arrays"):
-        to_datatree(draws)
-
-
 # --- summary: chains that mix --------------------------------------------------------------------------------------
 
 

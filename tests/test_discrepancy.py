@@ -22,7 +22,7 @@ from ebm_ppl.objectives import (
 )
 from ebm_ppl.objectives.energy_discrepancy import _discrepancy
 from ebm_ppl.targets.discrete import all_states
-from tests.wells import GRID, PARAMETERS, Wells, check_mean_gradient, grid_probabilities
+from tests.wells import GRID, PARAMETERS, Wells, check_gradient_of_scale, check_mean_gradient, grid_probabilities
 
 KEY = jax.random.key(0)
 MODEL = np.array([3.0, 0.8, -0.2])
@@ -94,7 +94,7 @@ def test_the_stein_gradient_vanishes_at_the_truth():
 @pytest.mark.parametrize("fault", ["score", "trace", "cross"])
 def test_a_wrong_stein_kernel_is_seen(monkeypatch, fault):
     """The sign of the score, the last term, and the two terms in the middle."""
-    right = stein._stein_kernel
+    right = stein.stein_kernel
 
     def wrong(rows, score, scale, length, exponent):
         if fault == "score":
@@ -105,7 +105,7 @@ def test_a_wrong_stein_kernel_is_seen(monkeypatch, fault):
         return 0.5 * (right(rows, score, scale, length, exponent) + right(rows, -score, scale, length, exponent))
 
     exact = stein_exact(0.7, 0.5, jnp.ones_like)
-    monkeypatch.setattr(stein, "_stein_kernel", wrong)
+    monkeypatch.setattr(stein, "stein_kernel", wrong)
     found = stein_value_and_gradient(bandwidth=0.7)
     assert not np.allclose(found[0], exact[0], rtol=1e-2)
     assert fault == "trace" or not np.allclose(found[1], exact[1], rtol=1e-2)  # that one does not depend on the model
@@ -496,13 +496,4 @@ def test_a_row_in_another_coding_makes_a_compiled_loss_nan():
 ])  # fmt: skip
 @pytest.mark.parametrize(("shape", "dtype"), [((), jnp.float32), ((4, 4, 1), jnp.float32), ((3,), jnp.float64)])
 def test_every_event_shape_and_precision_has_a_gradient_under_jit_and_vmap(objective, shape, dtype):
-    with jax.enable_x64(dtype == jnp.float64):
-
-        def loss(scale, rows, key):
-            return objective(lambda x: scale * bowl(x), rows, key)
-
-        rows, scale = jnp.zeros((2, 5, *shape), dtype), jnp.ones((), dtype)
-        mapped = jax.vmap(jax.value_and_grad(loss), (None, 0, 0))
-        value, gradient = jax.eval_shape(mapped, scale, rows, jax.random.split(KEY))
-    assert value.dtype == gradient.dtype == dtype
-    assert value.shape == gradient.shape == (2,)
+    check_gradient_of_scale(objective, bowl, shape, dtype, KEY)

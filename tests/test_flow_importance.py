@@ -71,6 +71,9 @@ def test_refusals(key):
         flow_importance(key, site(targets.get("ring")), dist.Normal(0.0, 1.0))
     with pytest.raises(TypeError, match="log_prob"):
         flow_importance(key, site(targets.get("gumbel")), 3.0)
+    circle = ebm.EBM(lambda x: -jnp.cos(x), dist.VonMises(0.0, 1.0))
+    with pytest.raises(NotImplementedError, match="one to one"):
+        flow_importance(key, circle, dist.Normal(0.0, 2.0))
 
 
 @pytest.mark.slow

@@ -1,9 +1,8 @@
-"""The figures: what they show, what they refuse, and that they can be stored."""
+"""Image grids: what they show, what they refuse, and that figures can be stored and do not stay open."""
 
 import matplotlib.image
 import numpy as np
 import pytest
-import xarray as xr
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
@@ -21,14 +20,13 @@ def stack(count, *, value=0.0, height=4, width=3):
     return np.full((count, height, width), value)
 
 
-@pytest.fixture(scope="module")
-def tree():
-    position = np.random.default_rng(0).normal(size=(32, 100, 2))
+def run(position, potential=None, **groups):
+    """A tree of draws at the given positions, as if some kernel had made them."""
     shape = position.shape[:2]
-    energy = 0.5 * (position**2).sum(axis=-1)
+    energy = 0.5 * (position.reshape(*shape, -1) ** 2).sum(axis=-1) if potential is None else potential
     zeros = np.zeros(shape, int)
     draws = Draws(position, energy, np.ones(shape), zeros > 0, zeros + 1, np.zeros(shape), zeros, zeros, {})
-    return to_datatree(draws)
+    return to_datatree(draws, **groups)
 
 
 @pytest.mark.parametrize(("count", "columns", "rows"), [(1, 1, 1), (6, 3, 2), (7, 3, 3), (2, 5, 1)])
@@ -108,47 +106,32 @@ def test_inpainting_without_rows_is_refused():
         plots.inpainting(stack(2), stack(2), {})
 
 
-@pytest.mark.parametrize(("num_chains", "shown"), [(8, 8), (2, 2), (100, 32)])
-def test_rank_shows_a_few_chains_spread_over_all(tree, num_chains, shown):
-    figure = plots.rank(tree, num_chains=num_chains)
-    assert isinstance(figure, Figure)
-    (axes,) = figure.axes
-    assert "potential" in axes.get_title()
-    assert len(axes.get_lines()) >= shown
+def test_grid_of_a_tree_shows_the_last_draw_of_every_chain():
+    position = np.random.default_rng(0).uniform(-1.0, 1.0, size=(6, 5, 4, 3))
+    expected = pictures(plots.image_grid(position[:, -1], columns=3))[0]
+    np.testing.assert_array_equal(pictures(plots.image_grid(run(position), columns=3))[0], expected)
+    flat = run(position.reshape(6, 5, 12))
+    np.testing.assert_array_equal(pictures(plots.image_grid(flat, columns=3, shape=(4, 3)))[0], expected)
+    for shape in (None, (5, 3)):
+        with pytest.raises(ValueError, match=r"images: got shape \(6, 12\), expected \(image, height, width\)"):
+            plots.image_grid(flat, shape=shape)
+    with pytest.raises(ValueError, match=r"group: got 'posterior', expected one of .*from_blackjax"):
+        plots.image_grid(flat, group="posterior")
 
 
-def test_rank_of_the_coordinates(tree):
-    assert len(plots.rank(tree, group="negative_phase", var_names="x").axes) == 2
-
-
-def test_rank_refuses_what_the_tree_does_not_have(tree):
-    with pytest.raises(ValueError, match="group: got 'posterior', expected one of"):
-        plots.rank(tree, group="posterior")
-    with pytest.raises(KeyError, match="energy"):
-        plots.rank(tree, var_names="energy")
-    for num_chains in (0, 1):
-        with pytest.raises(ValueError, match=f"num_chains: got {num_chains}"):
-            plots.rank(tree, num_chains=num_chains)
-    one = xr.DataTree.from_dict({"negative_phase_stats": tree["negative_phase_stats"].to_dataset().isel(chain=[0])})
-    with pytest.raises(ValueError, match="tree: got 1 chain"):
-        plots.rank(one)
-
-
-def test_no_figure_stays_open(tree):
+def test_no_figure_stays_open():
     """Otherwise a notebook shows each twice, and matplotlib warns at the twentieth."""
     before = pyplot.get_fignums()
-    plots.rank(tree)
     plots.image_grid(stack(2))
     plots.inpainting(stack(2), stack(2), {"a": stack(2)})
     assert pyplot.get_fignums() == before
 
 
 @pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
-def test_figures_can_be_stored(tmp_path, tree, suffix):
+def test_figures_can_be_stored(tmp_path, suffix):
     figures = {
         "grid": plots.image_grid(np.random.default_rng(0).uniform(-1.0, 1.0, size=(7, 4, 3)), title="t"),
         "inpainting": plots.inpainting(stack(20), stack(20), {"a": stack(12), "b": stack(3, value=np.nan)}),
-        "rank": plots.rank(tree),
     }
     for name, figure in figures.items():
         path = tmp_path / f"{name}.{suffix}"

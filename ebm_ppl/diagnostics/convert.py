@@ -1,15 +1,25 @@
-"""Conversion of traces and runs to ArviZ's ``DataTree``."""
+"""Conversion of the negative phase, and of all that belongs to it, to ArviZ's ``DataTree``."""
 
-from importlib.metadata import version
+from collections.abc import Mapping
 from typing import Any
 
 import arviz_base
-import jax
 import numpy as np
 import xarray as xr
 
-from ebm_ppl.adaptation import tunables
-from ebm_ppl.likelihood import log_likelihood as site_log_likelihood
+from ebm_ppl.checks import check_count
+from ebm_ppl.diagnostics.groups import (
+    log_z_group,
+    named_leaves,
+    parameters_sha256,
+    sampler_attrs,
+    smc_group,
+    training_group,
+    versions,
+)
+from ebm_ppl.diagnostics.numpyro_runs import from_numpyro
+from ebm_ppl.kernels.smc import SMCResult
+from ebm_ppl.normalizer.result import LogNormalizer
 from ebm_ppl.sampling import Draws
 from ebm_ppl.types import SamplerState
 
@@ -22,53 +32,73 @@ def to_datatree(
     history: dict[str, np.ndarray] | None = None,
     posterior: Any = None,
     log_likelihood: bool = False,
+    superchain_ids: Any = None,
+    smc: SMCResult | None = None,
+    log_z: Mapping[str, LogNormalizer] | None = None,
+    potential: Any = None,
+    num_steps: int | None = None,
+    start: str | None = None,
     attrs: dict[str, Any] | None = None,
 ) -> xr.DataTree:
     """Convert a trace of the negative phase, and what belongs to it, to an ArviZ ``DataTree``.
 
-    Groups: ``negative_phase`` holds the positions, ``(chain, draw, *event)``, under the name of the EBM site;
-    ``negative_phase_stats`` holds ``potential`` (the energy; never ``sample_stats.energy``, which ArviZ reads as a
-    Hamiltonian), ``acceptance_rate``, ``diverging``, ``n_grad``, ``n_energy``, ``n_nonfinite``, ``is_finite``,
-    ``log_weight`` and the kernel's own statistics; ``training`` the history of :func:`ebm_ppl.fit` along ``step``, its
-    evaluations along ``evaluation_step``;
-    ``posterior``, ``sample_stats`` and ``observed_data`` come from NumPyro.
+    Groups:
+
+    - ``negative_phase``: the positions, ``(chain, draw, *event)``, under the name of the EBM site; one variable
+      ``site.path`` per leaf where events are pytrees.
+    - ``negative_phase_stats``, ``(chain, draw)``: ``potential`` (the energy; never ``sample_stats.energy``, which ArviZ
+      reads as a Hamiltonian), ``acceptance_rate``, ``diverging``, ``n_grad``, ``n_energy``, ``n_nonfinite``,
+      ``is_finite``, ``log_weight`` and the kernel's own statistics.
+    - ``training``: the history of :func:`ebm_ppl.fit` along ``step``, its evaluations along ``evaluation_step``.
+    - ``smc``: particles ``(replicate, particle, *event)`` under the name of the site and their ``log_weight``; per
+      replicate ``log_z`` with ``log_z_se``, ``ess`` (the smallest over the temperatures, in particles),
+      ``acceptance_rate``, ``num_temperatures``, ``n_grad`` and what else an
+      :class:`~ebm_ppl.kernels.smc.SMCResult` has to say.
+    - ``log_z``, along ``estimator``: the fields of :class:`~ebm_ppl.normalizer.LogNormalizer`.
+    - ``posterior``, ``sample_stats``, ``observed_data`` and ``log_likelihood``: from NumPyro.
 
     Args:
-        draws: From :func:`ebm_ppl.draw`, at frozen parameters. One array per event (not a pytree).
+        draws: From :func:`ebm_ppl.draw`, at frozen parameters.
         site: Name of the EBM site the draws belong to.
-        sampler: Adds its kernel's scalar tunables to the attributes.
+        sampler: Adds the name of its kernel and its scalar tunables, the step size among them, to the attributes.
         history: From :func:`ebm_ppl.fit`.
         posterior: A ``numpyro.infer.MCMC`` after ``run``; see :func:`from_numpyro`.
         log_likelihood: Add the log likelihoods of its observed sites.
-        attrs: Further attributes of the root.
+        superchain_ids: Whole numbers ``(chain,)``: chains that started at one point share one. They become a coordinate
+            of the chains. Only such groups mean anything to a nested R-hat, arbitrary ones do not.
+        smc: Independent runs of tempered SMC under the same potential, with a leading ``replicate`` axis on every array.
+        log_z: Estimates of log Z by name, such as ``{"forward": ..., "reverse": ...}``.
+        potential: The sampled potential; adds ``parameters_sha256``, the fingerprint of its arrays.
+        num_steps: Kernel steps between draws, as given to :func:`ebm_ppl.draw`.
+        start: How the chains started, in words.
+        attrs: Further attributes of the root, such as the seed.
 
     Returns:
         A ``DataTree``; ``to_netcdf(path, engine="h5netcdf")`` stores it.
 
     Raises:
-        TypeError: ``draws`` is not a :class:`~ebm_ppl.sampling.Draws`, or its events are not single arrays.
+        TypeError: ``draws``, ``smc`` or ``log_z`` is of another type, or ``superchain_ids`` are no whole numbers.
+        ValueError: ``superchain_ids`` do not fit the chains, or the arrays of ``smc`` or ``log_z`` are of a wrong shape.
 
     Example:
         >>> import jax, jax.numpy as jnp, ebm_ppl as ebm
         >>> sampler = ebm.init_sampler(jnp.zeros((4, 2)), ebm.kernels.mala(step_size=0.5))
         >>> _, draws = ebm.draw(jax.random.key(0), lambda x: 0.5 * jnp.sum(x**2), sampler, 50)
-        >>> tree = to_datatree(draws, sampler=sampler)
-        >>> tree["negative_phase"]["x"].shape
-        (4, 50, 2)
+        >>> tree = to_datatree(draws, sampler=sampler, superchain_ids=[0, 0, 1, 1])
+        >>> tree["negative_phase"]["x"].shape, tree["negative_phase"].coords["superchain_ids"].values.tolist()
+        ((4, 50, 2), [0, 0, 1, 1])
     """
     if not isinstance(draws, Draws):
         raise TypeError(f"draws: got {type(draws).__name__}, expected the result of ebm.draw.")
-    if len(jax.tree.leaves(draws.position)) != 1:
-        raise TypeError("draws: got events that are pytrees of several arrays, expected single arrays.")
-    position = np.asarray(jax.tree.leaves(draws.position)[0])
-    potential = np.asarray(draws.potential)
-    finite = np.isfinite(position).reshape(*potential.shape, -1).all(axis=-1) & np.isfinite(potential)
+    positions = named_leaves(site, draws.position)
+    potentials = np.asarray(draws.potential)
+    finite = [np.isfinite(x).reshape(*potentials.shape, -1).all(axis=-1) for x in [*positions.values(), potentials]]
     statistics = {
-        "potential": potential,
+        "potential": potentials,
         "acceptance_rate": np.asarray(draws.acceptance_rate),
         "diverging": np.asarray(draws.is_divergent),
         "n_grad": np.asarray(draws.num_gradients),
-        "is_finite": finite,
+        "is_finite": np.all(finite, axis=0),
         "log_weight": np.asarray(draws.log_weight),
         "n_energy": np.asarray(draws.num_energies),
         "n_nonfinite": np.asarray(draws.num_nonfinite),
@@ -76,93 +106,41 @@ def to_datatree(
     }
     from_dict: Any = arviz_base.from_dict
     tree = from_dict(
-        {"negative_phase": {site: position}, "negative_phase_stats": statistics},
-        attrs={"/": {**_versions(), **(attrs or {})}},
+        {"negative_phase": positions, "negative_phase_stats": statistics},
         check_conventions=False,  # it warns of more chains than draws, which is how a negative phase is run
     )
-    phase_attrs = {"site": site, **_kernel_attrs(sampler)}
-    tree["negative_phase"].attrs.update(phase_attrs)
-    tree["negative_phase_stats"].attrs.update(phase_attrs)
+    phase_attrs = {
+        "site": site,
+        **({} if sampler is None else sampler_attrs(sampler)),
+        "num_steps": None if num_steps is None else check_count("num_steps", num_steps),
+        "parameters_sha256": None if potential is None else parameters_sha256(potential),
+        "start": start,
+    }
+    superchains = None if superchain_ids is None else _check_superchains(superchain_ids, potentials.shape[0])
+    for name in ("negative_phase", "negative_phase_stats"):
+        tree[name].attrs.update({key: value for key, value in phase_attrs.items() if value is not None})
+        if superchains is not None:
+            tree[name].coords["superchain_ids"] = ("chain", superchains)
     if history is not None:
-        tree["training"] = _training_group(history)
+        tree["training"] = xr.DataTree(training_group(history))
+    if smc is not None:
+        tree["smc"] = xr.DataTree(smc_group(site, smc))
+    if log_z is not None:
+        tree["log_z"] = xr.DataTree(log_z_group(log_z).assign_attrs(site=site))
+    tree.attrs = versions()
     if posterior is not None:
         numpyro_tree = from_numpyro(posterior, log_likelihood=log_likelihood)
         for name, group in numpyro_tree.children.items():
             tree[name] = group.copy()
+        tree.attrs = {**tree.attrs, **numpyro_tree.attrs}
+    tree.attrs = {**tree.attrs, **(attrs or {})}
     return tree
 
 
-def from_numpyro(mcmc: Any, *, log_likelihood: bool = False) -> xr.DataTree:
-    """Convert a run of NumPyro's MCMC, keeping what is no likelihood out of ``log_likelihood``.
-
-    ArviZ's own conversion writes whatever ``log_prob`` returns, and LOO or WAIC of an EBM whose log Z was left out are
-    wrong without a sign. Here an observed EBM site enters the group only if its log Z has a value (policies ``"exact"`` and
-    ``"estimate"``); its variable then has the attribute ``log_z_se``, the standard error of log Z, and the group names in
-    ``left_out`` those that did not enter.
-
-    Args:
-        mcmc: A ``numpyro.infer.MCMC`` after ``run``.
-        log_likelihood: Add the group.
-
-    Returns:
-        A ``DataTree`` with ``posterior``, ``sample_stats`` and ``observed_data``.
-
-    Example:
-        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, ebm_ppl as ebm
-        >>> def model(data):
-        ...     tilt = numpyro.sample("tilt", dist.Normal(0.0, 1.0))
-        ...     with numpyro.plate("rows", len(data)):
-        ...         numpyro.sample("x", ebm.EBM(lambda x: -tilt * x, dist.Normal(0.0, 1.0)), obs=data)
-        >>> nuts = numpyro.infer.NUTS(ebm.handlers.exact_normalizer(model))
-        >>> mcmc = numpyro.infer.MCMC(nuts, num_warmup=20, num_samples=10, progress_bar=False)
-        >>> mcmc.run(jax.random.key(0), jnp.linspace(0.0, 1.0, 5))
-        >>> tree = from_numpyro(mcmc, log_likelihood=True)
-        >>> tree["log_likelihood"]["x"].shape, bool(tree["log_likelihood"]["x"].attrs["log_z_se"] < 1e-3)
-        ((1, 10, 5), True)
-    """
-    convert: Any = arviz_base.from_numpyro
-    tree = convert(mcmc, log_likelihood=False)
-    if log_likelihood:
-        draws = mcmc.get_samples(group_by_chain=True)
-        shape = jax.tree.leaves(draws)[0].shape[:2]
-        flat = {name: value.reshape(-1, *value.shape[2:]) for name, value in draws.items()}
-        found = site_log_likelihood(mcmc.sampler.model, flat, *mcmc._args, **mcmc._kwargs)
-        values = {name: np.asarray(value).reshape(*shape, *value.shape[1:]) for name, value in found.values.items()}
-        from_dict: Any = arviz_base.from_dict
-        group = (
-            from_dict({"log_likelihood": values}, check_conventions=False)["log_likelihood"]
-            if values
-            else xr.DataTree()
-        )
-        tree["log_likelihood"] = group
-        tree["log_likelihood"].attrs["left_out"] = ", ".join(found.left_out)
-        for name, error in found.log_z_se.items():
-            tree["log_likelihood"][name].attrs["log_z_se"] = error
-    return tree
-
-
-def _training_group(history: dict[str, np.ndarray]) -> xr.DataTree:
-    """Metrics along ``step``, one per update; evaluations along ``evaluation_step``, the updates they were made after."""
-    from_dict: Any = arviz_base.from_dict
-    metrics = {name: np.asarray(x) for name, x in history.items() if not name.startswith("evaluation_")}
-    evaluations = {name: np.asarray(x) for name, x in history.items() if name.startswith("evaluation_")}
-    group = from_dict({"training": metrics}, sample_dims=["step"])["training"]
-    if evaluations:
-        along: Any = {name: ("evaluation_step", x) for name, x in evaluations.items()}
-        group = xr.DataTree(group.to_dataset().assign(along))
-    # ArviZ 1.x notes the dimension as a list of one, which a netCDF file gives back as a string.
-    group.attrs["sample_dims"] = "step"
-    return group
-
-
-def _kernel_attrs(sampler: SamplerState | None) -> dict[str, Any]:
-    if sampler is None:
-        return {}
-    return {name: float(value) for name, value in tunables(sampler).items() if value is not None and value.ndim == 0}
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "inference_library": "ebm_ppl",
-        **{f"{name}_version": version(name) for name in ("jax", "numpyro", "blackjax")},
-    }
+def _check_superchains(superchain_ids: Any, num_chains: int) -> np.ndarray:
+    ids = np.asarray(superchain_ids)
+    if not np.issubdtype(ids.dtype, np.integer):
+        raise TypeError(f"superchain_ids: got dtype {ids.dtype}, expected one whole number per chain.")
+    if ids.shape != (num_chains,):
+        raise ValueError(f"superchain_ids: got shape {ids.shape}, expected ({num_chains},), one number per chain.")
+    return ids.astype(np.int64)

@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from ebm_ppl.checks import check_rows, map_energy
+from ebm_ppl.diagnostics.guarded import stuck_chains
 from ebm_ppl.sampling import Draws
 from ebm_ppl.types import Potential, PyTree
 
@@ -77,8 +78,8 @@ def rhat(values: Any) -> np.ndarray:
         values: ``(chain, draw, *shape)``.
 
     Returns:
-        R-hat, ``shape``: infinite where a chain never moved (ArviZ says NaN, or nothing), NaN with one chain, with fewer
-        than four draws, or where a draw is not finite.
+        R-hat, ``shape``: infinite where a chain never moved (ArviZ says NaN, or nothing; a variable of two values only
+        where none of them did), NaN with one chain, with fewer than four draws, or where a draw is not finite.
 
     Raises:
         ValueError: ``values`` has no chain and draw axes.
@@ -102,7 +103,7 @@ def rhat(values: Any) -> np.ndarray:
     flat = values.reshape(num_chains, num_draws, -1)
     result = np.full(flat.shape[-1], np.nan)
     usable = np.isfinite(flat).all(axis=(0, 1))
-    stuck = _stuck(flat).any(axis=0)
+    stuck = stuck_chains(flat).any(axis=0)
     result[usable & stuck] = np.inf
     moving = usable & ~stuck
     if num_chains > 1 and num_draws >= 4 and moving.any():
@@ -252,9 +253,10 @@ def _series(
         name: next((found[alias].values for alias in aliases if alias in found), np.full(shape, missing[name]))
         for name, aliases in names.items()
     }
-    if "potential" in found and np.ptp(found["potential"].values) != 0:
-        # The energy is the one projection that every failure to mix tends to show. (A flat one shows nothing.)
-        arrays.append(found["potential"].values)
+    for energy in ("potential", "lp"):
+        if energy in found and np.ptp(found[energy].values) != 0:
+            # The energy is the one projection that every failure to mix tends to show. (A flat one shows nothing.)
+            arrays.append(found[energy].values)
     flat = np.concatenate([array.reshape(*shape, -1) for array in arrays], axis=-1)
     return flat.astype(np.float64), statistics
 

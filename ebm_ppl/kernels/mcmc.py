@@ -261,6 +261,7 @@ def _with_default_mass(build: Callable[..., SamplingAlgorithm]) -> Callable[...,
 
         return SamplingAlgorithm(init, step)
 
+    with_default_mass.__name__ = build.__module__.rpartition(".")[2]  # what diagnostics call the kernel
     return with_default_mass
 
 

@@ -28,12 +28,16 @@ class ChainWeights(NamedTuple):
     Attributes:
         log_weight: The log of their mean is ``log Z`` of the energy they last moved under: resampling leaves the mean.
         energy: Energy under which each chain last moved, where it is now.
-        variance: Variance of ``log Z`` that resamplings have fixed so far, the same for all.
+        variance: Variance of ``log Z`` that resamplings have fixed so far, the same for all, were chains independent after
+            each of them.
+        ancestor: Which of the chains of the start each descends from, by number. Those with one ancestor may still be
+            alike, and their common weight is what the error of ``log Z`` is made of.
     """
 
     log_weight: Array
     energy: Array
     variance: Array
+    ancestor: Array
 
 
 class ReweightedState(NamedTuple):
@@ -101,7 +105,8 @@ class _Reweighted:
         """Weights of draws of the reference: all equal, under the reference's own energy."""
         dtype = jnp.promote_types(jnp.result_type(*jax.tree.leaves(position)), jnp.float32)
         energy = -log_density(reference, position).astype(dtype)
-        return ChainWeights(jnp.zeros_like(energy), energy, jnp.zeros_like(energy))
+        zero = jnp.zeros_like(energy)
+        return ChainWeights(zero, energy, zero, jnp.arange(energy.shape[0]))
 
     def __call__(self, potential: Potential, *, reference: Any, min_ess: Array, **tunables: Any) -> SamplingAlgorithm:
         algorithm: Any = self.inner(potential, **tunables)
@@ -114,11 +119,13 @@ class _Reweighted:
             log_weight = auxiliary.log_weight + auxiliary.energy - energy
             log_mean, variance = log_mean_weight(log_weight)
             is_due = effective_size(log_weight) < min_ess * log_weight.shape[0]
-            position, energy = resampled(resample_key, (position, energy), log_weight, is_due)
+            chains = position, energy, auxiliary.ancestor
+            position, energy, ancestor = resampled(resample_key, chains, log_weight, is_due)
             auxiliary = ChainWeights(
                 log_weight=jnp.where(is_due, log_mean, log_weight),
                 energy=energy,
                 variance=auxiliary.variance + jnp.where(is_due, variance, 0.0),
+                ancestor=ancestor,
             )
             return ReweightedState(position, auxiliary.log_weight, auxiliary, algorithm.init(position, init_key))
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from ebm_ppl.checks import check_count, is_traced
 from ebm_ppl.normalizer.result import LogNormalizer, from_log_weights
-from ebm_ppl.normalizer.unconstrained import holds_tracers, point_shape, row_densities
+from ebm_ppl.normalizer.unconstrained import check_integrable, holds_tracers, point_shape, row_densities
 from ebm_ppl.proposals import check_proposal, log_density, sample_and_log_prob
 from ebm_ppl.types import Array, Key
 
@@ -35,6 +35,7 @@ def flow_importance(key: Key, ebm: Any, proposal: Any, *, num_particles: int = 1
     Raises:
         TypeError: the support is discrete, or the proposal has no density.
         ValueError: ``num_particles < 2``, or the proposal cannot be sampled or has another shape than the points.
+        NotImplementedError: the support is a circle, or a product of circles.
 
     Example:
         >>> import jax, numpyro.distributions as dist, ebm_ppl
@@ -51,6 +52,7 @@ def flow_importance(key: Key, ebm: Any, proposal: Any, *, num_particles: int = 1
     check_proposal("proposal", proposal)
     if ebm.support.is_discrete:
         raise TypeError(f"ebm: got the discrete support {ebm.support}, expected a continuous one.")
+    check_integrable(ebm)
     draws, _ = jax.eval_shape(lambda key: sample_and_log_prob(proposal, key, 2), key)
     if draws.shape[1:] != point_shape(ebm):
         raise ValueError(

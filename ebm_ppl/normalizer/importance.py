@@ -14,6 +14,7 @@ from ebm_ppl.normalizer.unconstrained import (
     coding_of,
     constrain,
     holds_tracers,
+    mean_slope,
     point_shape,
     row_densities,
     sample_inverse,
@@ -71,8 +72,8 @@ def annealed_importance(
     """
     reference = check_reference(ebm, reference, num_particles)
     counts = num_particles, num_temperatures, num_steps
-    run = _estimate if is_traced(key, kernel, reference) or holds_tracers(ebm) else _compiled_estimate
-    return run(key, ebm, reference, kernel, *counts)
+    run = estimate_forward if is_traced(key, kernel, reference) or holds_tracers(ebm) else _compiled_estimate
+    return run(key, ebm, reference, kernel, *counts)[0]
 
 
 def annealed_particles(
@@ -153,19 +154,37 @@ def _typical(ebm: Any) -> tuple[Array, Array]:
     return points, ebm.transform(points)
 
 
-def _anneal_rows(
-    key: Key, ebm: Any, reference: Any, kernel: Kernel, num_particles: int, num_temperatures: int, num_steps: int
+def anneal_rows(
+    key: Key,
+    ebm: Any,
+    reference: Any,
+    kernel: Kernel,
+    position: Array,
+    num_temperatures: int,
+    num_steps: int,
+    *,
+    is_reversed: bool = False,
 ) -> Particles:
-    """Particles of every row in unconstrained space, ``(particle, *batch, ...)``."""
-    draw_key, invert_key, run_key = jax.random.split(key, 3)
-    draws = reference.expand(ebm.batch_shape).sample(draw_key, (num_particles,))
-    position = unconstrain(invert_key, ebm, draws)
-    num_rows = math.prod(ebm.batch_shape)
+    """Particles of every row in unconstrained space, ``(particle, *batch, ...)``, from the reference to the EBM.
+
+    Args:
+        key: Random key.
+        ebm: The EBM.
+        reference: See :func:`check_reference`.
+        kernel: Moves the particles.
+        position: Where they start, ``(particle, *batch, *point)``: draws of the reference.
+        num_temperatures: As in :func:`ebm_ppl.normalizer.anneal`.
+        num_steps: As there.
+        is_reversed: From the EBM to the reference, the particles starting as draws of the EBM.
+    """
+    num_particles, num_rows = position.shape[0], math.prod(ebm.batch_shape)
     # Rows have kernels of their own: (particle, *batch, *point) -> (row, particle, *point).
     position = jnp.swapaxes(position.reshape(num_particles, num_rows, *point_shape(ebm)), 0, 1)
 
     def run_row(key: Key, row: Array, position: Array) -> Particles:
         start, end = row_densities(ebm, reference, row)
+        if is_reversed:
+            start, end = end, start
         return anneal(
             key,
             position,
@@ -180,29 +199,44 @@ def _anneal_rows(
     def unflatten(x: Array) -> Array:
         return jnp.swapaxes(x, 0, 1).reshape(num_particles, *ebm.batch_shape, *x.shape[2:])
 
-    particles = jax.vmap(run_row)(jax.random.split(run_key, num_rows), jnp.arange(num_rows), position)
+    particles = jax.vmap(run_row)(jax.random.split(key, num_rows), jnp.arange(num_rows), position)
     return jax.lax.stop_gradient(jax.tree.map(unflatten, particles))
 
 
+def assess(particles: Particles, num_temperatures: int) -> LogNormalizer:
+    """``log mean w`` of annealed particles with its error, reliable only where every move had an accept step."""
+    result = from_log_weights(particles.log_weight, particles.info.num_gradients.sum(axis=0))
+    return result._replace(reliable=result.reliable & is_adjusted(particles, num_temperatures))
+
+
+def is_adjusted(particles: Particles, num_temperatures: int) -> Array:
+    """Whether every move had an accept step, ``batch``.
+
+    A move without one changes the law of its particle, and the weights do not know.
+    """
+    return ~jnp.isnan(particles.info.acceptance_rate).any(axis=0) | (num_temperatures == 0)
+
+
+def _forward(key: Key, ebm: Any, reference: Any, kernel: Kernel, num_particles: int, *counts: int) -> Particles:
+    draw_key, invert_key, run_key = jax.random.split(key, 3)
+    draws = reference.expand(ebm.batch_shape).sample(draw_key, (num_particles,))
+    return anneal_rows(run_key, ebm, reference, kernel, unconstrain(invert_key, ebm, draws), *counts)
+
+
 def _particles(key: Key, ebm: Any, reference: Any, kernel: Kernel, *counts: int) -> Particles:
-    particles = _anneal_rows(key, ebm, reference, kernel, *counts)
+    particles = _forward(key, ebm, reference, kernel, *counts)
     return particles._replace(position=jax.lax.stop_gradient(constrain(ebm, particles.position)[0]))
 
 
-def _estimate(key: Key, ebm: Any, reference: Any, kernel: Kernel, *counts: int) -> LogNormalizer:
-    particles = _anneal_rows(key, ebm, reference, kernel, *counts)
-    result = from_log_weights(particles.log_weight, particles.info.num_gradients.sum(axis=0))
-    if counts[1]:
-        # A move without an accept step changes the law of its particle, and the weights do not know.
-        is_adjusted = ~jnp.isnan(particles.info.acceptance_rate).any(axis=0)
-        result = result._replace(reliable=result.reliable & is_adjusted)
+def estimate_forward(
+    key: Key, ebm: Any, reference: Any, kernel: Kernel, *counts: int
+) -> tuple[LogNormalizer, Particles]:
+    """:func:`annealed_importance` without its checks, and the particles behind it, in unconstrained space."""
+    particles = _forward(key, ebm, reference, kernel, *counts)
+    result = assess(particles, counts[1])
     weight = jax.nn.softmax(particles.log_weight, axis=0)
-    event, log_jacobian = constrain(ebm, particles.position)
-    # Its value is zero, and its gradient the weighted mean of the gradient of log base - U, as that of log Z is.
-    log_density = jnp.where(weight > 0, ebm.unnormalized_log_prob(event) + log_jacobian, 0.0)
-    slope = jnp.sum(weight * (log_density - jax.lax.stop_gradient(log_density)), axis=0)
-    return result._replace(value=result.value + slope)
+    return result._replace(value=result.value + mean_slope(ebm, particles.position, weight)), particles
 
 
 _compiled_particles = eqx.filter_jit(_particles)
-_compiled_estimate = eqx.filter_jit(_estimate)
+_compiled_estimate = eqx.filter_jit(estimate_forward)

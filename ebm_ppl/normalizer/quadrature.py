@@ -11,7 +11,7 @@ from ebm_ppl.checks import check_count
 from ebm_ppl.normalizer.axes import Axis, Circle, RealLine
 from ebm_ppl.normalizer.integrate import PANEL_NODES, Integral, log_integral
 from ebm_ppl.normalizer.result import LogNormalizer
-from ebm_ppl.normalizer.unconstrained import constrain, holds_tracers, point_shape
+from ebm_ppl.normalizer.unconstrained import constrain, holds_tracers, period_of, point_shape
 from ebm_ppl.types import Array
 
 TOLERANCE = 1e-3
@@ -101,9 +101,7 @@ _compiled_quadrature = eqx.filter_jit(_quadrature)
 
 
 def _axis(transform: Any) -> Axis:
-    while (inner := getattr(transform, "base_transform", None)) is not None:
-        transform = inner
-    period = getattr(transform, "period", None)
+    period = period_of(transform)
     return RealLine(jnp.zeros(()), jnp.ones(())) if period is None else Circle(jnp.asarray(period))
 
 

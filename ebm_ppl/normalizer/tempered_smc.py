@@ -110,6 +110,72 @@ def tempered_smc(
     return value
 
 
+def tempered_particles(
+    key: Key,
+    ebm: Any,
+    *,
+    num_runs: int = 8,
+    reference: Any = None,
+    num_particles: int = 1000,
+    kernel: Kernel,
+    num_steps: int = 5,
+    target_ess: float | Array = 0.9,
+    temperatures: Any = None,
+    max_temperatures: int = 1000,
+) -> SMCResult:
+    """The particles of independent runs of :func:`tempered_smc`, whose other arguments it takes; compiled as one.
+
+    Each run is a population of its own, so that the spread of the runs is an error that no run can know of itself. Where
+    runs have weights ``Z_r`` and means ``m_r``, the mean under the EBM is ``sum_r Z_r m_r / sum_r Z_r``.
+
+    Args:
+        key: Random key.
+        ebm: The EBM, of one row (``batch_shape`` is ``()``).
+        num_runs: Independent runs.
+        reference: As for :func:`tempered_smc`, and so all that follow.
+        num_particles: Particles per run.
+        kernel: From :mod:`ebm_ppl.kernels`, with an accept step.
+        num_steps: Kernel steps at every temperature.
+        target_ess: For adaptive temperatures.
+        temperatures: Increasing inverse temperatures that end with 1; adaptive when ``None``.
+        max_temperatures: Where an adaptive path that has not arrived jumps to the EBM.
+
+    Returns:
+        The record of all runs, ``run`` being the leading axis of every array; ``position`` are events
+        ``(run, particle, *event)``. A run whose weights are not finite says so in ``is_finite``; nothing is raised.
+
+    Raises:
+        TypeError: a count is not a whole number, or the kernel carries more than positions.
+        ValueError: a number is out of range, the EBM has rows, or the reference cannot be sampled, has another event shape,
+            or does not cover the support.
+        NotImplementedError: the transform to the support is not one to one.
+
+    Example:
+        >>> import jax, numpyro.distributions as dist, ebm_ppl
+        >>> ebm = ebm_ppl.EBM(lambda x: 2.0 * x, dist.Exponential(1.0))
+        >>> kernel = ebm_ppl.kernels.mala(step_size=0.3)
+        >>> runs = tempered_particles(jax.random.key(0), ebm, num_runs=4, kernel=kernel, num_particles=100)
+        >>> runs.position.shape, runs.log_normalizer.shape, bool((runs.position > 0).all())
+        ((4, 100), (4,), True)
+    """
+    if ebm.batch_shape:
+        raise ValueError(f"ebm: got batch_shape {ebm.batch_shape}, expected (): one law, whose runs can be averaged.")
+    reference = check_reference(ebm, reference, num_particles)
+    check_markov_kernel("kernel", kernel)
+    counts = _Counts(num_particles, check_count("num_steps", num_steps), check_count("max", max_temperatures))
+    ladder = None if temperatures is None else _check_temperatures(temperatures)
+    keys = jax.random.split(key, check_count("num_runs", num_runs))
+    is_inside = is_traced(key, kernel, reference, ladder) or holds_tracers(ebm)
+    run = _run_many if is_inside else _compiled_run_many
+    return run(keys, ebm, reference, kernel, check_target_ess(target_ess), ladder, counts)
+
+
+def _run_many(keys: Key, ebm: Any, *options: Any) -> SMCResult:
+    runs = jax.vmap(lambda key: _run_rows(key, ebm, *options))(keys)
+    runs = jax.tree.map(lambda x: x[:, 0], runs)
+    return runs._replace(position=constrain(ebm, runs.position)[0])
+
+
 def _check_temperatures(temperatures: Any) -> Array:
     ladder = jnp.asarray(temperatures, jnp.result_type(float))
     if ladder.ndim != 1 or ladder.size == 0:
@@ -121,9 +187,10 @@ def _check_temperatures(temperatures: Any) -> Array:
     return ladder
 
 
-def _estimate(
+def _run_rows(
     key: Key, ebm: Any, reference: Any, kernel: Kernel, target_ess: Array, ladder: Array | None, counts: _Counts
-) -> tuple[LogNormalizer, SMCResult]:
+) -> SMCResult:
+    """One population per row, in unconstrained space, with a leading row axis on every array."""
     draw_key, invert_key, run_key = jax.random.split(key, 3)
     draws = reference.expand(ebm.batch_shape).sample(draw_key, (counts.num_particles,))
     position = unconstrain(invert_key, ebm, draws)
@@ -146,7 +213,12 @@ def _estimate(
         )
 
     record = jax.vmap(run_row)(jax.random.split(run_key, num_rows), jnp.arange(num_rows), position)
-    record = jax.lax.stop_gradient(record)
+    return jax.lax.stop_gradient(record)
+
+
+def _estimate(key: Key, ebm: Any, reference: Any, kernel: Kernel, *options: Any) -> tuple[LogNormalizer, SMCResult]:
+    record = _run_rows(key, ebm, reference, kernel, *options)
+    num_particles = record.log_weight.shape[1]
 
     def by_row(x: Array) -> Array:
         return x.reshape(ebm.batch_shape)
@@ -157,9 +229,9 @@ def _estimate(
     is_collapsed, is_uncovered = jax.vmap(lambda one: (one.is_collapsed, one.is_uncovered))(record)
     value = jnp.where(record.is_finite, record.log_normalizer, jnp.nan)
     result = LogNormalizer(
-        value=by_row(value) + _slope(ebm, record, counts.num_particles),
+        value=by_row(value) + _slope(ebm, record, num_particles),
         standard_error=by_row(jnp.sqrt(variance)),
-        ess=by_row(1.0 / (variance + 1.0 / counts.num_particles)),
+        ess=by_row(1.0 / (variance + 1.0 / num_particles)),
         pareto_khat=by_row(jnp.full_like(value, jnp.nan)),
         num_gradients=by_row(record.info.num_gradients.sum(axis=1)),
         reliable=by_row(record.is_finite & ~is_collapsed & ~is_uncovered & is_reversible & (variance < TOO_NOISY)),
@@ -197,3 +269,4 @@ def _raise_if_failed(record: SMCResult) -> None:
 
 
 _compiled_estimate = eqx.filter_jit(_estimate)
+_compiled_run_many = eqx.filter_jit(_run_many)

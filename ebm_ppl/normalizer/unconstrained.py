@@ -56,6 +56,27 @@ def sample_inverse(ebm: Any) -> Any:
     return getattr(ebm.transform, "sample_inverse", None)
 
 
+def period_of(transform: Any) -> float | None:
+    """The period of a map that wraps the line around a circle; ``None`` for all others."""
+    while (inner := getattr(transform, "base_transform", None)) is not None:
+        transform = inner
+    return getattr(transform, "period", None)
+
+
+def check_integrable(ebm: Any) -> None:
+    """Unconstrained space must have room for the EBM once: there, a proposal of it is weighed.
+
+    Raises:
+        NotImplementedError: the support is a circle, or a product of them, around which unconstrained space is wrapped.
+    """
+    if not ebm.support.is_discrete and period_of(ebm.transform) is not None:
+        raise NotImplementedError(
+            f"ebm: got the support {ebm.support}, around which unconstrained space is wrapped without end, expected a map "
+            "that is one to one: against a proposal on that space log Z would be infinite. Use "
+            "ebm_ppl.normalizer.quadrature (up to two dimensions) or annealed_importance."
+        )
+
+
 class Coding(NamedTuple):
     """How the events of an EBM are coded, for kernels that have to know."""
 
@@ -83,3 +104,16 @@ def row_densities(ebm: Any, reference: Any, row: Array) -> tuple[LogDensity, Log
         lambda point: log_density(reference.log_prob, point),
         lambda point: log_density(ebm.unnormalized_log_prob, point),
     )
+
+
+def mean_slope(ebm: Any, position: Array, weight: Array) -> Array:
+    """Zero, whose gradient is the weighted mean of that of ``log base - U``, as the gradient of log Z is.
+
+    Args:
+        ebm: The EBM.
+        position: Unconstrained points ``(particle, *batch, *point)``.
+        weight: ``(particle, *batch)``, summing to one over the particles.
+    """
+    event, log_jacobian = constrain(ebm, position)
+    log_density = jnp.where(weight > 0, ebm.unnormalized_log_prob(event) + log_jacobian, 0.0)
+    return jnp.sum(weight * (log_density - jax.lax.stop_gradient(log_density)), axis=0)

@@ -1,43 +1,56 @@
-"""Figures people look at. Needs the ``plots`` extra; each function returns a figure and shows nothing by itself."""
+"""Grids of images, and images filled in."""
 
 from collections.abc import Mapping
 from typing import Any
 
-import arviz_plots
 import numpy as np
 import xarray as xr
-from matplotlib import pyplot
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from ebm_ppl.checks import check_count
+from ebm_ppl.plots.style import events_of
 
 _MISSING = np.array([0.85, 0.66, 0.62])
 """Colour of missing pixels."""
 
 
 def image_grid(
-    images: Any, *, columns: int = 10, title: str | None = None, vmin: float = -1.0, vmax: float = 1.0
+    images: Any,
+    *,
+    columns: int = 10,
+    title: str | None = None,
+    vmin: float = -1.0,
+    vmax: float = 1.0,
+    group: str = "negative_phase",
+    shape: tuple[int, int] | None = None,
 ) -> Figure:
     """A grid of grey images; NaN pixels are shown as missing.
 
     Args:
-        images: ``(image, height, width)``.
+        images: ``(image, height, width)``, or a ``DataTree``, of which the last draw of every chain is shown.
         columns: Images per row.
         title: Above the grid.
         vmin: Value shown black.
         vmax: Value shown white.
+        group: Group of a tree.
+        shape: Height and width of the events of a tree that are vectors.
 
     Returns:
         A matplotlib figure.
 
     Raises:
-        ValueError: ``images`` is not a stack of images, or ``columns`` is below 1.
+        ValueError: ``images`` is not a stack of images, has no such group, or ``columns`` is below 1.
 
     Example:
         >>> import numpy as np
         >>> figure = image_grid(np.zeros((20, 8, 8)), columns=5)
     """
+    if isinstance(images, xr.DataTree):
+        last = events_of(images, group)[:, -1]
+        if shape is not None and np.prod(shape) == np.prod(last.shape[1:]):
+            last = last.reshape(-1, *shape)
+        images = last
     canvas = _canvas(_stack("images", images), check_count("columns", columns), vmin, vmax)
     figure = Figure(figsize=(canvas.shape[1] / 16, canvas.shape[0] / 16 + 0.3), layout="constrained")
     _show(figure.subplots(), canvas, title)
@@ -119,40 +132,3 @@ def _show(axes: Any, canvas: np.ndarray, title: str | None = None) -> None:
     axes.set_axis_off()
     if title:
         axes.set_title(title, fontsize=10)
-
-
-def rank(
-    tree: xr.DataTree, *, group: str = "negative_phase_stats", var_names: Any = "potential", num_chains: int = 8
-) -> Figure:
-    """ArviZ's rank plot of a few chains: uniform bands when the chains sample the same law.
-
-    Args:
-        tree: From :func:`ebm_ppl.diagnostics.to_datatree`.
-        group: Group of the variables.
-        var_names: Variables to show.
-        num_chains: Chains to show, spread over all of them; ranks of hundreds cannot be read.
-
-    Returns:
-        A matplotlib figure.
-
-    Raises:
-        ValueError: the tree has no such group, or there are fewer than two chains to compare.
-
-    Example:
-        >>> import jax, jax.numpy as jnp, ebm_ppl as ebm
-        >>> sampler = ebm.init_sampler(jnp.zeros((4, 2)), ebm.kernels.mala(step_size=0.5))
-        >>> _, draws = ebm.draw(jax.random.key(0), lambda x: 0.5 * jnp.sum(x**2), sampler, 200)
-        >>> figure = rank(ebm.diagnostics.to_datatree(draws))
-    """
-    if group not in tree.children:
-        raise ValueError(f"group: got {group!r}, expected one of {sorted(tree.children)}.")
-    total = tree[group].sizes["chain"]
-    shown = min(check_count("num_chains", num_chains, minimum=2), total)
-    if total < 2:
-        raise ValueError(f"tree: got {total} chain, expected at least 2; ranks compare chains.")
-    chosen = np.unique(np.linspace(0, total - 1, shown).astype(int))
-    few = xr.DataTree.from_dict({group: tree[group].to_dataset().isel(chain=chosen)})
-    collection = arviz_plots.plot_rank(few, group=group, var_names=var_names, backend="matplotlib")
-    figure = collection.viz["figure"].item()
-    pyplot.close(figure)  # otherwise pyplot keeps it, and a notebook shows it twice
-    return figure
