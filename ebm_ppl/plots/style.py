@@ -9,12 +9,13 @@ import numpy as np
 import xarray as xr
 from matplotlib import pyplot
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#882255")
 """Okabe and Ito's palette, less its yellow, which is lost on white, and with Tol's wine red in its place."""
 
 _STYLE = {
-    "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
+    "axes.prop_cycle": cycler(color=COLOURS),
     "font.size": 12.0,
     "axes.titlesize": 12.0,
     "axes.labelsize": 12.0,
