@@ -27,7 +27,10 @@ def test_the_example_runs_and_learns_the_ring(capsys):
 def test_the_printed_table_says_what_the_demo_says():
     from ebm_ppl import demo
     from ebm_ppl.diagnostics import Estimate, Summary
+    from ebm_ppl.normalizer import LogNormalizer, MeanLogLikelihood
 
+    log_z = LogNormalizer(*map(np.array, (4.6, 0.06, 170.0, np.nan, 1000, True)))
+    mean = Estimate(-12.0, 0.6)
     phase = Summary(4, 100, 1.0, 500.0, 0.1, 5000, 0.8, 0.0, 0, 0, "yes", "R-hat 1.000")
     result = demo.Result(
         mse={"independent Normal": 0.3, "full-covariance Gaussian": 0.2, "EBM": 0.1},
@@ -35,6 +38,9 @@ def test_the_printed_table_says_what_the_demo_says():
         posterior=phase,
         digit_rhat=np.ones(4),
         energy_gap=Estimate(0.0, 1.0),
+        log_normalizer=log_z,
+        log_likelihood={"independent Normal": mean, "full-covariance Gaussian": mean, "EBM": mean},
+        advantage=MeanLogLikelihood(*map(np.array, (13.0, 0.4, 0.4, 0.06, 360, True))),
         seconds={},
     )
 
@@ -43,5 +49,5 @@ def test_the_printed_table_says_what_the_demo_says():
 
     (printed,) = re.findall(r"```text\n(.*?)```", README, flags=re.DOTALL)
     for label in labels(demo.table(result)):
-        # The two lines of reasons and the seconds carry their numbers in the text.
-        assert label.split(":")[0].split(",")[0] in printed
+        # The lines of reasons, of log Z and the seconds carry their numbers in the text.
+        assert label.split(":")[0].split(",")[0].split("=")[0] in printed

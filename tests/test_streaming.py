@@ -50,10 +50,11 @@ def test_the_usual_kernels_hold_them(key, name):
 def at_stationarity(key, *, num_chains=40_000, num_steps=4, step_size=0.2):
     """One phase of ULA on a standard normal from its stationary law: energies are squares of an autoregression."""
     decay = 1.0 - step_size
-    start = jax.random.normal(key, (num_chains,)) / np.sqrt(1.0 - step_size / 2.0)
+    key, start_key = jax.random.split(key)
+    start = jax.random.normal(start_key, (num_chains,)) / np.sqrt(1.0 - step_size / 2.0)
     sampler = ebm.init_sampler(start, kernels.unadjusted_langevin(step_size=step_size))
     _, (_, metrics) = persistent_contrastive_divergence(
-        lambda x: 0.5 * x**2, sampler, jnp.zeros(2), jax.random.key(3), num_steps=num_steps
+        lambda x: 0.5 * x**2, sampler, jnp.zeros(2), key, num_steps=num_steps
     )
     return metrics, decay, num_steps
 
@@ -69,7 +70,9 @@ def test_autocorrelation_is_that_of_the_chain(key):
 
 
 def test_drift_is_zero_at_stationarity_and_not_on_the_way(key):
-    phases = [at_stationarity(chain, num_chains=1000)[0]["energy_drift"] for chain in jax.random.split(key, 64)]
+    phases = jax.jit(jax.vmap(lambda key: at_stationarity(key, num_chains=1000)[0]["energy_drift"]))(
+        jax.random.split(key, 64)
+    )
     t_test_chain_means(np.array(phases), 0.0, name="drift at stationarity").raise_if_failed()
     metrics, *_ = at_stationarity(key)
     assert abs(metrics["energy_drift"]) < 6 * metrics["energy_drift_error"]

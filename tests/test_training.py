@@ -75,7 +75,8 @@ def test_the_history_has_one_entry_per_update_and_metric(key):
     )
     assert int(state.step) == 7
     expected = {"loss", "grad_norm", "step_size", "energy_data", "energy_negative", "energy_gap", "energy_gap_error",
-                "acceptance_rate", "num_divergent", "num_nonfinite", "frozen_fraction", "negative_ess"}  # fmt: skip
+                "acceptance_rate", "num_divergent", "num_nonfinite", "frozen_fraction", "negative_ess",
+                "is_collapsed", "chain_age", "energy_drift", "energy_drift_error", "energy_autocorrelation"}  # fmt: skip
     assert set(history) == expected
     assert {values.shape for values in history.values()} == {(7,)}
 
