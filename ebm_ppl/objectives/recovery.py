@@ -206,9 +206,12 @@ def progressive_recovery(
 
     levels = jnp.arange(num_levels), jax.random.split(key, num_levels)
     position, infos = jax.lax.scan(body, sampler.position, levels, reverse=True)
+    # Every level has an energy of its own; there is none before and after them all.
+    infos = infos._replace(potential_before=None, potential_after=None)
     zero = jax.tree.map(lambda x: jnp.zeros_like(x[0]), infos)
     total, _ = jax.lax.scan(lambda total, info: (add_infos(total, info, num_levels), None), zero, infos)
-    return sampler._replace(position=position), total
+    age = None if sampler.age is None else sampler.age + num_levels * num_steps
+    return sampler._replace(position=position, age=age), total
 
 
 @eqx.filter_jit
