@@ -131,10 +131,11 @@ OTHERS = sorted({*targets.names(), *targets.discrete_names()} - set(FEW))
 def test_the_two_sided_bound_brackets_the_exact_value(name, key):
     bounds, log_normalizer = bounds_of(name, key)
     check_bracket(bounds, log_normalizer)
-    with pytest.raises(
-        AssertionError
-    ):  # the two estimates themselves are no bounds, and the check has the power to say so
-        check_bracket(bounds._replace(lower=bounds.forward.value, upper=bounds.reverse.value), log_normalizer)
+    if name in FEW:
+        # The two estimates themselves are no bounds, and the check has the power to say so. (On hard targets they are: few
+        # temperatures leave each so far on its own side that it never crosses.)
+        with pytest.raises(AssertionError):
+            check_bracket(bounds._replace(lower=bounds.forward.value, upper=bounds.reverse.value), log_normalizer)
     assert np.isfinite(bounds.upper - bounds.lower).all()
     assert (bounds.lower <= bounds.upper).all()
     assert bounds.reliable.mean() > 0.9
