@@ -1,5 +1,7 @@
 """ArviZ's effective sample size and nested R-hat, with the guards that they lack."""
 
+import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import arviz_stats
@@ -54,15 +56,20 @@ def ess(values: Any, *, method: Method = "bulk") -> np.ndarray:
     """
     if method not in ("bulk", "tail", "mean"):
         raise ValueError(f"method: got {method!r}, expected 'bulk', 'tail' or 'mean'.")
+    options = {"prob": (0.05, 0.95)} if method == "tail" else {}
+    return _guarded(values, 0.0, functools.partial(_ess, method=method, **options))
+
+
+def _guarded(values: Any, of_stuck: float, measure: Callable[..., np.ndarray]) -> np.ndarray:
+    """A measure of ArviZ where every chain moves; a value of ours where one does not, NaN where nothing can be said."""
     series = as_series(values)
     result = np.full(series.shape[-1], np.nan)
     usable = np.isfinite(series).all(axis=(0, 1)) & (series.shape[1] >= 4)
     stuck = stuck_chains(series).any(axis=0)
-    result[usable & stuck] = 0.0
+    result[usable & stuck] = of_stuck
     moving = usable & ~stuck
     if moving.any():
-        options = {"prob": (0.05, 0.95)} if method == "tail" else {}
-        result[moving] = _ess(series[..., moving], chain_axis=0, draw_axis=1, method=method, **options)
+        result[moving] = measure(series[..., moving], chain_axis=0, draw_axis=1)
     return result.reshape(np.shape(values)[2:])
 
 
@@ -127,16 +134,8 @@ def rhat_nested(values: Any, superchain_ids: Any) -> np.ndarray:
     References:
         Margossian, Hoffman, Sountsov, Riou-Durand, Vehtari, Gelman (2024), Nested R-hat, arXiv:2110.13017.
     """
-    series = as_series(values)
-    ids = check_superchains(superchain_ids, series.shape[0])
-    result = np.full(series.shape[-1], np.nan)
-    usable = np.isfinite(series).all(axis=(0, 1)) & (series.shape[1] >= 4)
-    stuck = stuck_chains(series).any(axis=0)
-    result[usable & stuck] = np.inf
-    moving = usable & ~stuck
-    if moving.any():
-        result[moving] = _rhat_nested(series[..., moving], superchain_ids=ids, chain_axis=0, draw_axis=1)
-    return result.reshape(np.shape(values)[2:])
+    ids = check_superchains(superchain_ids, as_series(values).shape[0])
+    return _guarded(values, np.inf, functools.partial(_rhat_nested, superchain_ids=ids))
 
 
 def check_superchains(superchain_ids: Any, num_chains: int) -> np.ndarray:

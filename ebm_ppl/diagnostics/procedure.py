@@ -20,9 +20,7 @@ from ebm_ppl.diagnostics.check import Check
 from ebm_ppl.diagnostics.convert import to_datatree
 from ebm_ppl.diagnostics.discrepancy import check_ksd
 from ebm_ppl.diagnostics.monitored import Modes, Monitor
-from ebm_ppl.diagnostics.movement import (
-    check_bfmi,
-)
+from ebm_ppl.diagnostics.movement import check_bfmi
 from ebm_ppl.diagnostics.report import Diagnosis
 from ebm_ppl.diagnostics.tempered_runs import Tempered, moving_kernel, run_tempered
 from ebm_ppl.diagnostics.traces import NUM_CHAINS, Trace, generator, given_chains, run_trace, superchains

@@ -18,6 +18,7 @@ from ebm_ppl.normalizer.unconstrained import (
     coding_of,
     constrain,
     holds_tracers,
+    mean_slope,
     point_shape,
     row_densities,
     unconstrain,
@@ -99,12 +100,10 @@ def tempered_smc(
         arXiv:1312.5114 (the error).
     """
     reference = check_reference(ebm, reference, num_particles)
-    check_markov_kernel("kernel", kernel)
-    counts = _Counts(num_particles, check_count("num_steps", num_steps), check_count("max", max_temperatures))
-    ladder = None if temperatures is None else _check_temperatures(temperatures)
-    is_inside = is_traced(key, kernel, reference, ladder) or holds_tracers(ebm)
+    options = _checked(kernel, num_particles, num_steps, target_ess, temperatures, max_temperatures)
+    is_inside = is_traced(key, reference, *options) or holds_tracers(ebm)
     run = _estimate if is_inside else _compiled_estimate
-    value, record = run(key, ebm, reference, kernel, check_target_ess(target_ess), ladder, counts)
+    value, record = run(key, ebm, reference, *options)
     if not is_traced(record):
         _raise_if_failed(record)
     return value
@@ -161,19 +160,29 @@ def tempered_particles(
     if ebm.batch_shape:
         raise ValueError(f"ebm: got batch_shape {ebm.batch_shape}, expected (): one law, whose runs can be averaged.")
     reference = check_reference(ebm, reference, num_particles)
-    check_markov_kernel("kernel", kernel)
-    counts = _Counts(num_particles, check_count("num_steps", num_steps), check_count("max", max_temperatures))
-    ladder = None if temperatures is None else _check_temperatures(temperatures)
+    options = _checked(kernel, num_particles, num_steps, target_ess, temperatures, max_temperatures)
     keys = jax.random.split(key, check_count("num_runs", num_runs))
-    is_inside = is_traced(key, kernel, reference, ladder) or holds_tracers(ebm)
+    is_inside = is_traced(key, reference, *options) or holds_tracers(ebm)
     run = _run_many if is_inside else _compiled_run_many
-    return run(keys, ebm, reference, kernel, check_target_ess(target_ess), ladder, counts)
+    return run(keys, ebm, reference, *options)
 
 
 def _run_many(keys: Key, ebm: Any, *options: Any) -> SMCResult:
     runs = jax.vmap(lambda key: _run_rows(key, ebm, *options))(keys)
     runs = jax.tree.map(lambda x: x[:, 0], runs)
     return runs._replace(position=constrain(ebm, runs.position)[0])
+
+
+def _checked(
+    kernel: Kernel, num_particles: int, num_steps: int, target_ess: Any, temperatures: Any, max_temperatures: int
+) -> tuple[Kernel, Array, Array | None, _Counts]:
+    """What a run takes beside its EBM and reference, or a refusal."""
+    check_markov_kernel("kernel", kernel)
+    counts = _Counts(
+        num_particles, check_count("num_steps", num_steps), check_count("max_temperatures", max_temperatures)
+    )
+    ladder = None if temperatures is None else _check_temperatures(temperatures)
+    return kernel, check_target_ess(target_ess), ladder, counts
 
 
 def _check_temperatures(temperatures: Any) -> Array:
@@ -240,12 +249,10 @@ def _estimate(key: Key, ebm: Any, reference: Any, kernel: Kernel, *options: Any)
 
 
 def _slope(ebm: Any, record: SMCResult, num_particles: int) -> Array:
-    """Zero, whose gradient is the weighted mean of the gradient of ``log base - U``, as that of log Z is."""
+    """:func:`mean_slope` of populations with a leading row axis."""
     position = jnp.swapaxes(record.position, 0, 1).reshape(num_particles, *ebm.batch_shape, *record.position.shape[2:])
     weight = jax.nn.softmax(record.log_weight.T, axis=0).reshape(num_particles, *ebm.batch_shape)
-    event, log_jacobian = constrain(ebm, position)
-    log_density = jnp.where(weight > 0, ebm.unnormalized_log_prob(event) + log_jacobian, 0.0)
-    return jnp.sum(weight * (log_density - jax.lax.stop_gradient(log_density)), axis=0)
+    return mean_slope(ebm, position, weight)
 
 
 def _raise_if_failed(record: SMCResult) -> None:

@@ -253,12 +253,10 @@ def _energies_of_phase(info: Info) -> Metrics:
     if before is None or after is None:
         return {}
     change = after - before
-    deviations = before - before.mean(), after - after.mean()
-    squares = jnp.sum(deviations[0] ** 2) * jnp.sum(deviations[1] ** 2)
     return {
         "energy_drift": change.mean(),
         "energy_drift_error": jnp.sqrt(change.var(ddof=1) / change.size),
-        "energy_autocorrelation": jnp.sum(deviations[0] * deviations[1]) / jnp.sqrt(squares),
+        "energy_autocorrelation": jnp.corrcoef(before, after)[0, 1],
     }
 
 
