@@ -42,6 +42,7 @@ _ON_USE = (
     "normalizer",
     "objectives",
     "plots",
+    "recipes",
     "targets",
     "testing",
 )

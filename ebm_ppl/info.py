@@ -9,6 +9,9 @@ from jax.typing import ArrayLike
 
 from ebm_ppl.types import Array, Info, Key, PyTree
 
+HAMILTONIAN = "hamiltonian"
+"""Name of the one statistic that belongs to a state, that of the end of a step: of several steps the last one's counts."""
+
 
 def step_info(
     num_chains: int,
@@ -31,7 +34,7 @@ def step_info(
         num_energies: Evaluations of the energy alone.
         num_nonfinite: Proposals with a NaN or infinite energy.
         has_moved: Filled in by :func:`ebm_ppl.advance` and :func:`ebm_ppl.draw`, which compare positions.
-        **statistics: Further numbers by name.
+        **statistics: Further numbers by name; ``hamiltonian`` is the total energy of the state that the step went to.
 
     Example:
         >>> step_info(3, acceptance_rate=0.5, num_gradients=1, pool_ess=2.0).statistics["pool_ess"].shape
@@ -53,7 +56,11 @@ def step_info(
 
 
 def add_infos(total: Info, info: Info, num_steps: int) -> Info:
-    """Add one of ``num_steps`` reports: rates and statistics are averaged, counts summed, flags combined by "or"."""
+    """Add one of ``num_steps`` reports: rates and statistics are averaged, counts summed, flags combined by "or".
+
+    A Hamiltonian is neither: the mean of several is none. That of the last step is kept, also under the name that a
+    composition gives to that of a part.
+    """
 
     def average(sum_so_far: Array, value: Array) -> Array:
         return sum_so_far + value / num_steps
@@ -65,7 +72,10 @@ def add_infos(total: Info, info: Info, num_steps: int) -> Info:
         num_energies=total.num_energies + info.num_energies,
         num_nonfinite=total.num_nonfinite + info.num_nonfinite,
         has_moved=total.has_moved | info.has_moved,
-        statistics=jax.tree.map(average, total.statistics, info.statistics),
+        statistics={
+            name: value if name.endswith(HAMILTONIAN) else average(total.statistics[name], value)
+            for name, value in info.statistics.items()
+        },
     )
 
 

@@ -11,6 +11,7 @@ PAGES = sorted((Path(__file__).resolve().parents[1] / "docs").glob("*.md"))
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
+@pytest.mark.slow  # .ci/run has a step of its own for it
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if "```python" in page.read_text()], ids=lambda page: page.stem
 )

@@ -158,7 +158,7 @@ GENERATOR = Linear(jnp.ones((3, 2)))
     ("options", "error", "text"),
     [
         ({"generator": 3}, TypeError, "generator: got int"),
-        ({"num_steps": 0}, ValueError, "num_steps: got 0"),
+        ({"num_steps": -1}, ValueError, "num_steps: got -1"),
         ({"latent_shape": 0}, ValueError, "latent_shape: got 0"),
         ({"step_size": None}, ValueError, "step_size: got None without a local kernel"),
         ({"local": kernels.mala(0.1)}, ValueError, "step_size: got one together with local"),

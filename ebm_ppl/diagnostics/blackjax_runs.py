@@ -118,7 +118,7 @@ def _from_chains(
         "lp": logdensity,
         "acceptance_rate": report.acceptance_rate if "acceptance_rate" in info else None,
         "diverging": report.is_divergent if info.keys() & {"is_divergent", "acceptance_rate"} else None,
-        "energy": _hamiltonian(info),
+        "energy": None if _has_no_kinetic_energy(info) else report.hamiltonian,
         "energy_error": info.get("energy_change"),
         "n_steps": info.get("num_integration_steps"),
         "tree_depth": info.get("num_trajectory_expansions"),
@@ -142,19 +142,10 @@ def _integrates(info: dict[str, Any]) -> bool:
     return "num_integration_steps" in info or "energy_change" in info
 
 
-def _hamiltonian(info: dict[str, Any]) -> Any:
-    """Total energy of the state that the chain went to, where the infos of a step have it."""
-    if "energy" not in info or "tuning_parameter" in info:  # GIST's acceptance rate is not that of the energy alone
-        return None
-    energy, proposal = info["energy"], info.get("proposal")
-    if "is_accepted" not in info:  # NUTS, whose energy is that of the draw
-        return energy
-    if proposal is None or not hasattr(proposal, "logdensity") or bool(np.all(energy == -proposal.logdensity)):
-        return None
-    # A rejected proposal has the higher energy, by minus the logarithm of its acceptance rate.
-    rate = info["acceptance_rate"]
-    before = np.where(rate > 0, energy + np.log(np.where(rate > 0, rate, 1.0)), np.nan)
-    return np.where(info["is_accepted"], energy, before)
+def _has_no_kinetic_energy(info: dict[str, Any]) -> bool:
+    """Adjusted MCLMC, whose infos are those of HMC: what it calls the energy is that of the position alone."""
+    energy, logdensity = info.get("energy"), getattr(info.get("proposal"), "logdensity", None)
+    return energy is not None and logdensity is not None and bool(np.all(energy == -logdensity))
 
 
 def _from_particles(

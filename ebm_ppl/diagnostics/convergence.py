@@ -16,6 +16,9 @@ RHAT_FAILED = 1.05
 """R-hat above this fails, where it is not the chance of short chains."""
 MIN_MEMORIES, PER_CHAIN = 6.0, 40.0
 """Chains shorter than ``6 + 40 / chains`` autocorrelation times cannot be told from chains that drift."""
+SLACK = 6.0
+"""Chains that last ``L`` autocorrelation times say how far their means scatter up to a factor ``1 + 6 / L``, measured on ranks
+of AR(1) chains; many chains would take the factor for a fault."""
 
 
 def check_rhat(values: Any, names: Sequence[str] | None = None) -> Check:
@@ -131,7 +134,7 @@ def _dispersion(series: np.ndarray) -> tuple[bool, float]:
     length = memories(scores)
     within = ((scores - scores.mean(axis=1, keepdims=True)) ** 2).mean(axis=(0, 1))
     ratio = scores.mean(axis=1).var(axis=0, ddof=1) / (within / length)
-    tails = scipy.stats.f.sf(ratio, num_chains - 1, num_chains * length)
+    tails = scipy.stats.f.sf(ratio / (1.0 + SLACK / length), num_chains - 1, num_chains * length)
     # Of few chains the autocorrelation time itself is hardly known.
     is_long = length >= MIN_MEMORIES + PER_CHAIN / num_chains
     excess = bool(np.where(is_long, tails, 1.0).min() * tails.size < MAX_PROBABILITY)

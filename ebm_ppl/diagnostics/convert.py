@@ -18,6 +18,7 @@ from ebm_ppl.diagnostics.groups import (
     versions,
 )
 from ebm_ppl.diagnostics.numpyro_runs import from_numpyro
+from ebm_ppl.info import HAMILTONIAN
 from ebm_ppl.kernels.smc import SMCResult
 from ebm_ppl.normalizer.result import LogNormalizer
 from ebm_ppl.sampling import Draws
@@ -46,9 +47,10 @@ def to_datatree(
 
     - ``negative_phase``: the positions, ``(chain, draw, *event)``, under the name of the EBM site; one variable
       ``site.path`` per leaf where events are pytrees.
-    - ``negative_phase_stats``, ``(chain, draw)``: ``potential`` (the energy; never ``sample_stats.energy``, which ArviZ
-      reads as a Hamiltonian), ``acceptance_rate``, ``diverging``, ``n_grad``, ``n_energy``, ``n_nonfinite``,
-      ``is_finite``, ``log_weight`` and the kernel's own statistics.
+    - ``negative_phase_stats``, ``(chain, draw)``: ``potential`` (the energy of the event), ``acceptance_rate``,
+      ``diverging``, ``n_grad``, ``n_energy``, ``n_nonfinite``, ``is_finite``, ``log_weight`` and the kernel's own
+      statistics. ``energy`` is what ArviZ means by it, the HAMILTONIAN of HMC and NUTS, momentum included; E-BFMI asks for
+      that of every step (``arviz_stats.bfmi(tree, group="negative_phase_stats")``), not of every few.
     - ``training``: the history of :func:`ebm_ppl.fit` along ``step``, its evaluations along ``evaluation_step``.
     - ``smc``: particles ``(replicate, particle, *event)`` under the name of the site and their ``log_weight``; per
       replicate ``log_z`` with ``log_z_se``, ``ess`` (the smallest over the temperatures, in particles),
@@ -102,7 +104,7 @@ def to_datatree(
         "log_weight": np.asarray(draws.log_weight),
         "n_energy": np.asarray(draws.num_energies),
         "n_nonfinite": np.asarray(draws.num_nonfinite),
-        **{name: np.asarray(value) for name, value in draws.statistics.items()},
+        **{"energy" if name == HAMILTONIAN else name: np.asarray(x) for name, x in draws.statistics.items()},
     }
     from_dict: Any = arviz_base.from_dict
     tree = from_dict(

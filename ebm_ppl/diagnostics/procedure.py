@@ -24,10 +24,11 @@ from ebm_ppl.diagnostics.movement import check_bfmi
 from ebm_ppl.diagnostics.report import Diagnosis
 from ebm_ppl.diagnostics.tempered_runs import Tempered, moving_kernel, run_tempered
 from ebm_ppl.diagnostics.traces import NUM_CHAINS, Trace, generator, given_chains, run_trace, superchains
+from ebm_ppl.partials import function_behind
 from ebm_ppl.proposals import event_like
 from ebm_ppl.sampling import check_sampler
 from ebm_ppl.subjects import Subject, find_subject
-from ebm_ppl.types import Array, Kernel, Key, SamplerState
+from ebm_ppl.types import Array, FreshPopulation, Kernel, Key, SamplerState
 
 SHARE_OF_CHAINS = 0.25
 """Of the budget for continuing the given chains, as much for superchains; the rest for SMC (.4) and annealing back (.1)."""
@@ -130,7 +131,7 @@ def diagnose(
     trace = run_trace(keys[2], subject.potential, chains, watch, SHARE_OF_CHAINS * budget)
     fresh, ids = superchains(keys[3], subject.potential, chains, rows, subject.reference)
     groups = run_trace(keys[4], subject.potential, fresh, watch, SHARE_OF_CHAINS * budget, drop=0.5)
-    tempered = _temper(keys[5], subject, chains, rows, trace, kernel, 0.5 * budget, num_particles)
+    tempered = _temper(keys[5], subject, chains, rows, trace, kernel, 0.5 * budget, num_particles, reference is None)
     smc = tempered.smc
     find = Modes(_examples(rows, trace, smc), modes)
     checks = [
@@ -138,7 +139,7 @@ def diagnose(
         *checks_of_mixing(trace, groups, ids, find, watch.names, num_steps, persistent),
         *checks_of_equilibrium(subject, watch, find, start, rows, trace),
         check_ksd(keys[6], subject.potential, trace.draws.position),
-        check_bfmi(trace.draws.statistics.get("hamiltonian")),
+        check_bfmi(None if _draws_afresh(chains) else trace.hamiltonian),
         *checks_of_proposals(keys[7], subject, chains),
         *checks_by_smc(keys[8], subject, watch, find, rows, trace, tempered),
     ]
@@ -151,6 +152,12 @@ def diagnose(
         trace.num_energies + groups.num_energies + tempered.num_energies,
         budget,
     )
+
+
+def _draws_afresh(chains: SamplerState) -> bool:
+    """Whether chains are drawn anew at every step, so that no energy is a step away from the one before."""
+    func = function_behind(chains.kernel)
+    return isinstance(func, FreshPopulation) and func.draws_afresh
 
 
 def _at_whose_door(check: Check, checks: list[Check]) -> Check:
@@ -179,6 +186,7 @@ def _temper(
     kernel: Kernel | None,
     allowance: float,
     num_particles: int | None,
+    may_widen: bool,
 ) -> Tempered:
     if subject.reference is None:
         why = "there is no base to temper from: pass reference=..., or tilt the energy"
@@ -191,7 +199,7 @@ def _temper(
         except TypeError as error:
             return Tempered(None, None, None, f"pass kernel=...: {error}", 0, 0)
     negatives = jnp.asarray(trace.draws.position).reshape(-1, *trace.draws.position.shape[2:])
-    return run_tempered(run_key, subject, kernel, negatives, allowance, num_particles)
+    return run_tempered(run_key, subject, kernel, negatives, allowance, num_particles, may_widen=may_widen)
 
 
 def _examples(rows: Array, trace: Trace, smc: Any) -> np.ndarray:

@@ -8,6 +8,7 @@ import numpy as np
 
 from ebm_ppl.checks import map_energy
 from ebm_ppl.diagnostics.monitored import Monitor
+from ebm_ppl.info import HAMILTONIAN
 from ebm_ppl.proposals import sample_and_log_prob
 from ebm_ppl.sampling import Draws, chains_at, draw, take_chains
 from ebm_ppl.types import Array, Key, Potential, SamplerState
@@ -33,6 +34,7 @@ class Trace(NamedTuple):
         draws: Kept draws, as NumPy arrays.
         values: Statistics of the kept draws, ``(chain, draw, statistic)``.
         every_step: Statistics after every kernel step, ``(chain, step, statistic)``.
+        hamiltonian: Total energy after every kernel step, ``(chain, step)``; ``None`` where the kernel reports none.
         steps_per_draw: Kernel steps between kept draws.
         num_gradients: Gradient evaluations of all chains, those of dropped draws among them.
         num_energies: Evaluations of the energy alone.
@@ -41,6 +43,7 @@ class Trace(NamedTuple):
     draws: Draws
     values: np.ndarray
     every_step: np.ndarray
+    hamiltonian: np.ndarray | None
     steps_per_draw: int
     num_gradients: int
     num_energies: int
@@ -64,6 +67,7 @@ def run_trace(
     """
     blocks: list[Draws] = []
     values: list[np.ndarray] = []
+    hamiltonians: list[np.ndarray] = []
     spent, thin, gradients, energies = 0.0, 1, 0, 0
     while True:
         sampler, drawn = draw(jax.random.fold_in(key, len(blocks)), potential, sampler, BLOCK)
@@ -81,22 +85,30 @@ def run_trace(
             thin = next(step for step in (1, 5, 25) if step == 25 or length / step <= MAX_DRAWS)
         values.append(watch(drawn.position, drawn.potential))
         blocks.append(_thinned(drawn, thin))
+        if HAMILTONIAN in drawn.statistics:
+            hamiltonians.append(np.asarray(drawn.statistics[HAMILTONIAN]))
         if spent + cost > allowance or len(blocks) * BLOCK >= MAX_STEPS:
             break
     draws = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *blocks)
     every = np.concatenate(values, axis=1)
     first = int(drop * draws.potential.shape[1])
     draws, every = jax.tree.map(lambda x: x[:, first:], draws), every[:, first * thin :]
-    return Trace(draws, every[:, thin - 1 :: thin], every, thin, gradients, energies)
+    hamiltonian = np.concatenate(hamiltonians, axis=1)[:, first * thin :] if hamiltonians else None
+    return Trace(draws, every[:, thin - 1 :: thin], every, hamiltonian, thin, gradients, energies)
 
 
 def _thinned(draws: Draws, thin: int) -> Draws:
-    """Every so many draws, with what happened since the one before."""
+    """Every so many draws, with what happened since the one before.
+
+    Of a Hamiltonian there is no mean, and E-BFMI asks for every step: a series with gaps would look better than it is.
+    """
 
     def groups(x: Any) -> Any:
         return x.reshape(x.shape[0], -1, thin)
 
     average = {"acceptance_rate": draws.acceptance_rate, **draws.statistics}
+    if thin > 1:
+        average = {name: x for name, x in average.items() if not name.endswith(HAMILTONIAN)}
     average = {name: groups(x).mean(axis=2) for name, x in average.items()}
     counts = ("num_gradients", "num_energies", "num_nonfinite")
     return Draws(

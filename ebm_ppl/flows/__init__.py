@@ -7,5 +7,7 @@ from ebm_ppl.flows.fitting import fit_flow as fit_flow
 from ebm_ppl.flows.fitting import forward_kl as forward_kl
 from ebm_ppl.flows.fitting import pretrain_flow as pretrain_flow
 from ebm_ppl.flows.fitting import reverse_kl as reverse_kl
+from ebm_ppl.flows.player import proposal_of as proposal_of
+from ebm_ppl.flows.player import proposal_only as proposal_only
 from ebm_ppl.flows.refit import Refit as Refit
 from ebm_ppl.flows.refit import refit_flow as refit_flow

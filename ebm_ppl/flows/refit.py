@@ -11,6 +11,7 @@ from jax.tree_util import Partial
 
 from ebm_ppl.checks import check_count, is_traced
 from ebm_ppl.flows.fitting import default_optimizer, fit_flow
+from ebm_ppl.flows.player import proposal_of
 from ebm_ppl.proposals import log_density, sample_and_log_prob
 from ebm_ppl.types import Array, Key, Potential, SamplerState
 
@@ -130,13 +131,7 @@ def refit_flow(
         Gabrie, Rotskoff, Vanden-Eijnden (2022), arXiv:2105.12603; Grenioux, Moulines, Gabrie (2023), arXiv:2306.00684,
         algorithm 1.
     """
-    kernel = sampler.kernel
-    tunables = kernel.keywords if isinstance(kernel, Partial) else {}
-    if "proposal" not in tunables:
-        raise ValueError(
-            f"sampler: its kernel has tunables {sorted(tunables)}, expected a 'proposal' to refit. Kernels with one are "
-            "isir, independence and flow_assisted."
-        )
+    old = proposal_of(sampler)
     if sampler.num_chains < 4:
         raise ValueError(f"sampler: got {sampler.num_chains} chains, expected at least 4; half of them are held out.")
     trace = sampler.position[:, None] if samples is None else jnp.asarray(samples)
@@ -148,12 +143,12 @@ def refit_flow(
     counts = check_count("num_updates", num_updates), check_count("batch_size", batch_size)
     check_count("num_samples", num_samples, 2)
     optimizer = default_optimizer(num_updates) if optimizer is None else optimizer
-    old = tunables["proposal"]
     run = _refit if is_traced(key, potential, sampler, trace) else _compiled_refit
     flow, refit = run(key, potential, old, trace, optimizer, *counts, num_samples)
     if not is_traced(refit.is_accepted) and not bool(refit.is_accepted):
         warnings.warn(f"refit_flow: {refit.text}. The old flow was kept.", RuntimeWarning, stacklevel=2)
-    return sampler._replace(kernel=Partial(kernel.func, *kernel.args, **{**tunables, "proposal": flow})), refit
+    kernel = sampler.kernel
+    return sampler._replace(kernel=Partial(kernel.func, *kernel.args, **{**kernel.keywords, "proposal": flow})), refit
 
 
 def _refit(

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro
+import optax
 from numpyro.primitives import mutable
 
 from ebm_ppl.adaptation import check_target_acceptance, check_tunable_step, follow_target_acceptance
@@ -24,9 +25,10 @@ from ebm_ppl.handlers.gradient import gradient_surrogate
 from ebm_ppl.handlers.left_out import leave_out
 from ebm_ppl.handlers.policy import Policy
 from ebm_ppl.handlers.rows import Rows, find_rows, fingerprint
+from ebm_ppl.handlers.sampler_player import observed_rows, sampler_player, site_potential
 from ebm_ppl.handlers.tracking import TrackedNormalizer, init_tracking, track
 from ebm_ppl.provenance import SiteDependencies
-from ebm_ppl.types import Kernel
+from ebm_ppl.types import Kernel, Objective
 
 CHAINS = "$chains"
 """What the name of an EBM site is followed by in ``SVIState.mutable_state``."""
@@ -39,7 +41,10 @@ class negative_phase(Policy):
     ``num_steps`` kernel steps under the energy as it is now, and log Z is replaced by a number with that gradient
     (:func:`gradient_surrogate`). The chains persist in NumPyro's mutable state: ``SVI`` carries them from update to update
     in ``state.mutable_state["<site>$chains"]``, a dictionary with the ``sampler`` (positions in unconstrained space), the
-    last ``acceptance_rate`` and the number of divergent steps so far, ``num_divergent``.
+    last ``acceptance_rate`` and the number of divergent steps so far, ``num_divergent``. With a ``sampler_objective`` the
+    sampler learns too, as in :func:`ebm_ppl.fit`: after each phase its kernel, such as the flow of
+    :func:`ebm_ppl.kernels.flow_assisted`, makes one step, and the state carries that optimizer's state, the last
+    ``sampler_loss`` and the last phase's means of the kernel's own ``statistics``.
 
     The gradient is that of maximum likelihood when the chains have arrived; with a large learning rate and few steps they
     lag behind. The value of log Z is not known, and so the loss is NaN, unless it is tracked: an algorithm that needs it
@@ -60,6 +65,10 @@ class negative_phase(Policy):
             (Jarzynski's) and give log Z with an error, so that the loss is a number that means something. Learning is the
             same. It needs a base that can be sampled and a kernel with an accept step (without one the loss stays NaN).
         target_acceptance: Adapt the step size towards this acceptance rate between updates; ``None`` keeps it.
+        sampler_objective: The sampler's own, such as :func:`ebm_ppl.objectives.chain_likelihood`: differentiated in the
+            floating arrays of the kernel, at the energy that the chains have just moved under. Its batch is the observed
+            rows in unconstrained space, ``None`` for a site that is not observed.
+        sampler_optimizer: An optax transformation for it; :func:`ebm_ppl.flows.proposal_only` keeps it from step sizes.
 
     Returns:
         The model with the policy ``"gradient"`` (``"estimate"`` when tracked) at every EBM site that learns, and
@@ -70,8 +79,9 @@ class negative_phase(Policy):
             log Z counts, as in a mixture; the evaluation carries no chains (``SVI.evaluate``, several particles) or has no
             random key (MCMC).
         TypeError: chains cannot move on the support.
-        ValueError: an argument is out of range.
-        jax.errors.JaxRuntimeError: (while running) rows were reordered under their chains.
+        ValueError: an argument is out of range, or the kernel has nothing that the ``sampler_objective`` trains.
+        jax.errors.JaxRuntimeError: (while running) rows were reordered under their chains, or the sampler became
+            non-finite in learning.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, ebm_ppl as ebm
@@ -101,6 +111,8 @@ class negative_phase(Policy):
         persistent: bool = True,
         loss_value: str = "nan",
         target_acceptance: float | None = None,
+        sampler_objective: Objective | None = None,
+        sampler_optimizer: optax.GradientTransformation | None = None,
     ):
         super().__init__(fn)
         if not callable(kernel):
@@ -123,6 +135,7 @@ class negative_phase(Policy):
                 raise ValueError(
                     "target_acceptance: got one with persistent=False, expected None: no step size is kept."
                 )
+        self._player = sampler_player(kernel, sampler_objective, sampler_optimizer, persistent=persistent)
         self._kernel = kernel
         self._num_chains = check_count("num_chains", num_chains)
         self._num_steps = check_count("num_steps", num_steps)
@@ -185,6 +198,11 @@ class negative_phase(Policy):
         if not self._is_tracked:
             require_no_stable_update(msg["name"])
         rows = find_rows(ebm, msg, self._plates)
+        if self._player is not None and rows.shape:
+            raise UnknownNormalizerError(
+                f"site '{msg['name']}': has a law and chains for every row, and one proposal cannot follow them all. Leave "
+                "sampler_objective out, with a kernel that needs no fitting."
+            )
         init_key, move_key, track_key = jax.random.split(key, 3)
         initial: Any = self._new_bank(init_key, frozen, rows)
         bank: Any = mutable(msg["name"] + CHAINS, initial)
@@ -194,6 +212,16 @@ class negative_phase(Policy):
         acceptance_rate = info.acceptance_rate.mean()
         if self._target_acceptance is not None:
             sampler = follow_target_acceptance(sampler, acceptance_rate, self._target_acceptance)
+        if self._player is not None:
+            bank["statistics"] = {name: values.mean() for name, values in info.statistics.items()}
+            sampler, bank["sampler_optimizer_state"], bank["sampler_loss"] = self._player.move(
+                jax.random.fold_in(move_key, 1),
+                site_potential(frozen),
+                sampler,
+                observed_rows(frozen, msg),
+                bank["sampler_optimizer_state"],
+                msg["name"],
+            )
         bank["sampler"] = rows.scatter(bank["sampler"], sampler)
         bank["acceptance_rate"] = acceptance_rate
         bank["num_divergent"] = bank["num_divergent"] + info.is_divergent.sum()
@@ -224,6 +252,8 @@ class negative_phase(Policy):
             "acceptance_rate": jnp.zeros((), jnp.float32),
             "num_divergent": jnp.zeros((), jnp.int32),
         }
+        if self._player is not None:
+            bank["sampler_optimizer_state"] = self._player.start(sampler.kernel)
         if self._is_tracked:
             sampler = init_chains(
                 jax.random.fold_in(key, 1), frozen, self._num_chains, self._kernel, batch_shape=rows.shape

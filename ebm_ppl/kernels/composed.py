@@ -32,6 +32,8 @@ class Report(NamedTuple):
         num_gradients: Evaluations of the energy with its gradient.
         num_energies: Evaluations of the energy alone.
         num_nonfinite: Proposals with a NaN or infinite energy.
+        hamiltonian: Total energy of the state that the chain went to, with the momentum that it came with; NaN where that
+            cannot be known, ``None`` of samplers without momenta.
     """
 
     acceptance_rate: ArrayLike = jnp.nan
@@ -39,6 +41,7 @@ class Report(NamedTuple):
     num_gradients: ArrayLike = 0
     num_energies: ArrayLike = 0
     num_nonfinite: ArrayLike = 0
+    hamiltonian: ArrayLike | None = None
 
 
 def read_report(state: Any, info: Any) -> Report:
@@ -54,6 +57,7 @@ def read_report(state: Any, info: Any) -> Report:
             num_gradients=fields.get("num_integration_steps", 1) if uses_gradients else 0,
             num_energies=0 if uses_gradients else fields.get("num_shrink", 1),
             num_nonfinite=_count_nonfinite(fields),
+            hamiltonian=_hamiltonian(fields),
         )
         if "acceptance_rate" in fields:
             # A ratio that cannot be computed rejects: its probability of acceptance is 0, not unknown.
@@ -74,6 +78,24 @@ def _count_nonfinite(fields: dict[str, Any]) -> ArrayLike:
     if "tuning_parameter" in fields:  # GIST, which gives the total energy of the proposal
         return is_nonfinite(fields["energy"])
     return 0
+
+
+def _hamiltonian(fields: dict[str, Any]) -> Array | None:
+    """Total energy of the state that the chain went to, where the info of a step has it.
+
+    NUTS gives that of its draw. HMC gives that of the proposal, rejected or not; a rejected one has the higher energy, by
+    minus the logarithm of its acceptance rate. What an impossible proposal, of rate zero, was held against is unknown.
+    """
+    if "energy" not in fields or "tuning_parameter" in fields:  # GIST's acceptance rate is not that of the energy alone
+        return None
+    energy, proposal = jnp.asarray(fields["energy"]), fields.get("proposal")
+    if "is_accepted" not in fields:
+        return energy
+    if not hasattr(proposal, "momentum") or "acceptance_rate" not in fields:
+        return None
+    rate = jnp.asarray(fields["acceptance_rate"])
+    before = jnp.where(rate > 0, energy + jnp.log(jnp.where(rate > 0, rate, 1.0)), jnp.nan)
+    return jnp.where(jnp.asarray(fields["is_accepted"]), energy, before)
 
 
 def is_nonfinite(logdensity: Any) -> Array:
@@ -172,10 +194,30 @@ def random_walk(logdensity_fn: LogDensity, sigma: Any) -> SamplingAlgorithm:
     return additive_step_random_walk(logdensity_fn, normal(sigma))
 
 
+def hmc(logdensity_fn: LogDensity, step_size: Any, inverse_mass_matrix: Any, **parameters: Any) -> SamplingAlgorithm:
+    """``blackjax.hmc``, draw for draw; the Hamiltonian is known after impossible proposals too."""
+    build: Any = blackjax.hmc.differentiable
+    algorithm = build(logdensity_fn, step_size, inverse_mass_matrix, **parameters)
+    kinetic_energy = metrics.default_metric(inverse_mass_matrix).kinetic_energy
+
+    def step(rng_key: Key, state: Any) -> tuple[Any, Report]:
+        new_state, info = algorithm.step(rng_key, state)
+        report = read_report(new_state, info)
+        at_start = kinetic_energy(info.momentum) - state.logdensity
+        is_impossible = ~info.is_accepted & ~(info.acceptance_rate > 0)
+        told: Any = report.hamiltonian
+        return new_state, report._replace(hamiltonian=jnp.where(is_impossible, at_start, told))
+
+    return SamplingAlgorithm(algorithm.init, step)
+
+
 def ghmc(
     logdensity_fn: LogDensity, step_size: Any, momentum_inverse_scale: Any, **parameters: Any
 ) -> SamplingAlgorithm:
     """``blackjax.ghmc``, but its momenta start with the scale that they have later.
+
+    It reports no Hamiltonian: momenta that are kept in part change the energy little from step to step on any target, and
+    E-BFMI would find heavy tails everywhere.
 
     BlackJAX draws the first momentum with scale 1 whatever ``momentum_inverse_scale`` says; chains that start anew every
     phase would never forget it.
@@ -190,7 +232,11 @@ def ghmc(
         momentum = metrics.default_metric(matrix).sample_momentum(jax.random.fold_in(rng_key, 0), position)
         return state._replace(momentum=momentum)
 
-    return SamplingAlgorithm(init, algorithm.step)
+    def step(rng_key: Key, state: Any) -> tuple[Any, Report]:
+        state, info = algorithm.step(rng_key, state)
+        return state, read_report(state, info)._replace(hamiltonian=None)
+
+    return SamplingAlgorithm(init, step)
 
 
 # Palindromic splittings: one gradient for each of their moves of the position.
@@ -223,8 +269,9 @@ def _microcanonical(build: Callable[..., SamplingAlgorithm]) -> Callable[..., Sa
         def step(rng_key: Key, state: Any) -> tuple[Any, Report]:
             state, info = inner.step(rng_key, state)
             report = read_report(state, info)
+            # Velocities of fixed length have no kinetic energy: what BlackJAX calls the energy is that of the position.
             return state, report._replace(
-                num_gradients=jnp.asarray(report.num_gradients) * _GRADIENTS.get(integrator, 1)
+                num_gradients=jnp.asarray(report.num_gradients) * _GRADIENTS.get(integrator, 1), hamiltonian=None
             )
 
         return SamplingAlgorithm(init, step)
@@ -241,6 +288,7 @@ COMPOSED: dict[Callable, Callable[..., SamplingAlgorithm]] = {
     blackjax.rmh.differentiable: rmh,
     blackjax.irmh.differentiable: irmh,
     blackjax.additive_step_random_walk.differentiable: additive_step_random_walk,
+    blackjax.hmc.differentiable: hmc,
     blackjax.ghmc.differentiable: ghmc,
     blackjax.mclmc.differentiable: mclmc,
     blackjax.adjusted_mclmc.differentiable: adjusted_mclmc,

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,8 @@ from blackjax.base import SamplingAlgorithm
 from jax.tree_util import Partial
 
 from ebm_ppl.checks import check_count, check_positive
-from ebm_ppl.info import count_start, run_steps
-from ebm_ppl.kernels.scaled_langevin import langevin, langevin_temperature
+from ebm_ppl.info import count_start, run_steps, step_info
+from ebm_ppl.kernels.scaled_langevin import langevin_info, langevin_temperature, langevin_tunables, run_langevin
 from ebm_ppl.partials import function_behind
 from ebm_ppl.types import Array, AuxiliaryKernel, Info, Kernel, Key, Potential, PyTree
 
@@ -27,6 +27,15 @@ class GeneratorState(NamedTuple):
 
     position: PyTree
     auxiliary: dict[str, PyTree]
+
+
+@runtime_checkable
+class PriorOfLatents(Protocol):
+    """A generator with a law of its own for its latents."""
+
+    def sample_prior(self, key: Key, /) -> Array:
+        """One latent, of the shape given to :func:`generator`."""
+        ...
 
 
 def generator(
@@ -45,7 +54,8 @@ def generator(
 
     Every kernel step draws fresh latents, so the chains after it do not depend on where they were. The triple
     ``(z, x_0, x_k)`` is what cooperative and dual teaching learn from: ``sampler.auxiliary["latent"]``,
-    ``sampler.auxiliary["initial"]`` and ``sampler.position``.
+    ``sampler.auxiliary["initial"]`` and ``sampler.position``. A generator that is a :class:`PriorOfLatents` draws ``z``
+    from its own prior.
 
     NOT INVARIANT for ``exp(-U)``: the chains follow the law of ``x_k``, which is that of the generator, moved towards the
     energy's by the local steps. The two agree when the generator matches the energy and the local kernel leaves it
@@ -54,7 +64,7 @@ def generator(
     Args:
         generator: Any callable pytree from one latent to one event; a tunable of the kernel.
         latent_shape: Shape of one latent, or its length.
-        num_steps: Local steps (k).
+        num_steps: Local steps (k); with none, ``x_k = x_0`` and the chains are draws of the generator.
         step_size: Drift scale of the Langevin steps; see :func:`ebm_ppl.kernels.scaled_langevin.langevin`.
         noise_scale: Their noise; ``sqrt(2 step_size temperature)`` when ``None``.
         temperature: In the place of ``noise_scale``.
@@ -93,7 +103,8 @@ def generator(
         "max_gradient": max_gradient,
     }
     sizes = tuple(latent_shape) if isinstance(latent_shape, Sequence) else (latent_shape,)
-    static = _Generator(tuple(check_count("latent_shape", size) for size in sizes), check_count("num_steps", num_steps))
+    num_steps = check_count("num_steps", num_steps, minimum=0)
+    static = _Generator(tuple(check_count("latent_shape", size) for size in sizes), num_steps)
     if jax.tree.leaves(generator) == [generator]:
         generator = Partial(generator)  # a plain function: a leaf that is no array could not cross jit
     tunables: dict[str, Any] = {"generator": generator}
@@ -104,10 +115,12 @@ def generator(
         if given:
             raise ValueError(f"{given[0]}: got one together with local, expected it to be set in the local kernel.")
         return Partial(static, local=_check_local(local), **tunables)
+    if step_size is None and not num_steps:
+        return Partial(static, **tunables)
     if step_size is None:
         raise ValueError("step_size: got None without a local kernel, expected one of the two.")
     # The tunables of the Langevin steps are this kernel's own, so that they can be changed by name.
-    return Partial(static, **langevin(step_size, **langevin_options).keywords, **tunables)
+    return Partial(static, **langevin_tunables(step_size, **langevin_options), **tunables)
 
 
 def _check_local(local: Kernel) -> Kernel:
@@ -130,9 +143,11 @@ class _Generator:
     latent_shape: tuple[int, ...]
     num_steps: int
 
-    def temperature(self, *, local: Kernel | None = None, **tunables: Any) -> Array | None:
+    def temperature(
+        self, *, local: Kernel | None = None, generator: Any = None, initial_scale: Any = None, **tunables: Any
+    ) -> Array | None:
         """The implied temperature of its own Langevin steps; a local kernel's is its own business."""
-        return None if local is not None else langevin_temperature(tunables)
+        return langevin_temperature(tunables) if local is None and "step_size" in tunables else None
 
     def start_auxiliary(self, position: PyTree, **tunables: Any) -> dict[str, PyTree]:
         """Chains that have not stepped yet have no latents; zeros hold their place."""
@@ -148,27 +163,51 @@ class _Generator:
         local: Kernel | None = None,
         **langevin_tunables: Array,
     ) -> SamplingAlgorithm:
-        kernel = langevin(**langevin_tunables) if local is None else local
-        algorithm: Any = kernel(potential)
-
         def init(position: PyTree, rng_key: Key | None = None, auxiliary: Any = None) -> GeneratorState:
             return GeneratorState(position, self.start_auxiliary(position) if auxiliary is None else auxiliary)
 
         def step(rng_key: Key, state: Any) -> tuple[Any, Info]:
             latent_key, noise_key, init_key, run_key = jax.random.split(rng_key, 4)
-            old = state.auxiliary["latent"]
-            latent = jax.random.normal(latent_key, old.shape, old.dtype)
+            latent = _latents(latent_key, generator, state.auxiliary["latent"])
             initial = _initial(noise_key, generator, latent, initial_scale, state.position)
-            state = algorithm.init(initial, init_key)
-            keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(run_key, jnp.arange(self.num_steps))
-            state, info = run_steps(algorithm.step, keys, state)
-            # A local kernel that caches the energy evaluates it once more, at its start; Langevin steps cache nothing.
-            info = count_start(info, local is not None)
-            distance = _distance(initial, state.position)
+            position, info = self._revise(init_key, run_key, potential, initial, local, langevin_tunables)
+            distance = _distance(initial, position)
             info = info._replace(statistics={**info.statistics, "revision_distance": distance})
-            return GeneratorState(state.position, {"latent": latent, "initial": initial}), info
+            return GeneratorState(position, {"latent": latent, "initial": initial}), info
 
         return SamplingAlgorithm(init, step)
+
+    def _revise(
+        self,
+        init_key: Key,
+        run_key: Key,
+        potential: Potential,
+        initial: PyTree,
+        local: Kernel | None,
+        langevin_tunables: dict[str, Array],
+    ) -> tuple[PyTree, Info]:
+        """From ``x_0`` to ``x_k``."""
+        if not self.num_steps:
+            return initial, step_info(jax.tree.leaves(initial)[0].shape[0])
+        if local is None:
+            position = run_langevin(run_key, potential, initial, self.num_steps, langevin_tunables)
+            return position, langevin_info(potential, position, self.num_steps)
+        algorithm: Any = local(potential)
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(run_key, jnp.arange(self.num_steps))
+        state, info = run_steps(algorithm.step, keys, algorithm.init(initial, init_key))
+        return state.position, count_start(info)
+
+
+def _latents(key: Key, generator: Any, old: Array) -> Array:
+    """Fresh latents, of the generator's own prior where it has one."""
+    if not isinstance(generator, PriorOfLatents):
+        return jax.random.normal(key, old.shape, old.dtype)
+    latent = jax.vmap(generator.sample_prior)(jax.random.split(key, old.shape[0]))
+    if latent.shape != old.shape:
+        raise ValueError(
+            f"latent_shape: got {old.shape[1:]}, expected that of the generator's prior, {latent.shape[1:]}."
+        )
+    return latent.astype(old.dtype)
 
 
 def _initial(key: Key, generator: Any, latent: Array, scale: Array | None, like: PyTree) -> PyTree:

@@ -17,6 +17,7 @@ from jax.tree_util import Partial
 from ebm_ppl.checks import check_count, check_positive, is_traced
 from ebm_ppl.info import step_info
 from ebm_ppl.kernels.composed import COMPOSED, read_report
+from ebm_ppl.kernels.composed import hmc as hmc_chain
 from ebm_ppl.kernels.refusals import builder, refusal
 from ebm_ppl.types import Array, Event, Info, Kernel, Key, Potential, PyTree
 
@@ -155,7 +156,8 @@ def _num_chains(position: PyTree) -> int:
 
 def _info(state: Any, info: Any) -> Info:
     """The report of one chain as arrays without a chain axis, for ``vmap`` to add it."""
-    one_chain = step_info(1, **read_report(state, info)._asdict())
+    report = read_report(state, info)._asdict()
+    one_chain = step_info(1, **{name: value for name, value in report.items() if value is not None})
     return jax.tree.map(lambda x: x[0], one_chain)
 
 
@@ -169,7 +171,8 @@ def hmc(step_size: float | Array, num_integration_steps: int, *, inverse_mass_ma
             the identity when ``None``.
 
     Returns:
-        A kernel that leaves ``exp(-U)`` invariant.
+        A kernel that leaves ``exp(-U)`` invariant. Its statistic ``hamiltonian`` is the total energy of the state that each
+        chain went to; over several steps the last.
 
     Raises:
         ValueError: ``step_size`` or ``num_integration_steps`` is not positive, or the matrix has the wrong rank.
@@ -192,7 +195,8 @@ def nuts(step_size: float | Array, *, inverse_mass_matrix: Array | None = None, 
     """The no-U-turn sampler: Hamiltonian trajectories that stop themselves.
 
     Chains of a population step together, so one step costs as much as its longest trajectory. A trajectory that meets a
-    NaN or infinite energy ends there, is flagged as divergent and counted once.
+    NaN or infinite energy ends there, is flagged as divergent and counted once. The statistic ``hamiltonian`` is as in
+    :func:`hmc`.
 
     Args:
         step_size: Leapfrog step, ``> 0``.
@@ -238,7 +242,7 @@ def check_mass(inverse_mass_matrix: Array | None) -> Array | None:
     return matrix
 
 
-def _with_default_mass(build: Callable[..., SamplingAlgorithm]) -> Callable[..., SamplingAlgorithm]:
+def _with_default_mass(build: Callable[..., SamplingAlgorithm], name: str) -> Callable[..., SamplingAlgorithm]:
     """BlackJAX wants the mass matrix up front; the identity's size is known only once a position is."""
 
     def with_default_mass(
@@ -261,9 +265,9 @@ def _with_default_mass(build: Callable[..., SamplingAlgorithm]) -> Callable[...,
 
         return SamplingAlgorithm(init, step)
 
-    with_default_mass.__name__ = build.__module__.rpartition(".")[2]  # what diagnostics call the kernel
+    with_default_mass.__name__ = name  # what diagnostics call the kernel
     return with_default_mass
 
 
-_hmc = _with_default_mass(builder(blackjax.hmc))
-_nuts = _with_default_mass(builder(blackjax.nuts))
+_hmc = _with_default_mass(hmc_chain, "hmc")
+_nuts = _with_default_mass(builder(blackjax.nuts), "nuts")

@@ -2,6 +2,7 @@
 
 from ebm_ppl.objectives.adversarial import generalized_contrastive_divergence as generalized_contrastive_divergence
 from ebm_ppl.objectives.bounded import generalized_score_matching as generalized_score_matching
+from ebm_ppl.objectives.chain_likelihood import chain_likelihood as chain_likelihood
 from ebm_ppl.objectives.contrastive import contrastive_divergence as contrastive_divergence
 from ebm_ppl.objectives.contrastive import persistent_contrastive_divergence as persistent_contrastive_divergence
 from ebm_ppl.objectives.coupled import coupled_contrastive_divergence as coupled_contrastive_divergence
@@ -28,6 +29,12 @@ from ebm_ppl.objectives.score import score_matching as score_matching
 from ebm_ppl.objectives.score import sliced_score_matching as sliced_score_matching
 from ebm_ppl.objectives.stateless import stateless as stateless
 from ebm_ppl.objectives.stein import minimum_stein_discrepancy as minimum_stein_discrepancy
+from ebm_ppl.objectives.teaching import dual_teaching as dual_teaching
+from ebm_ppl.objectives.teaching import generator_loss as generator_loss
+from ebm_ppl.objectives.teaching import inference_loss as inference_loss
+from ebm_ppl.objectives.teaching import limit_gap as limit_gap
+from ebm_ppl.objectives.teaching import revise_latents as revise_latents
+from ebm_ppl.objectives.teaching import variational_loss as variational_loss
 from ebm_ppl.objectives.telescoping import Bridges as Bridges
 from ebm_ppl.objectives.telescoping import telescoping_ratio as telescoping_ratio
 from ebm_ppl.objectives.transport import PiecewiseTime as PiecewiseTime

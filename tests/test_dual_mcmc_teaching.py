@@ -1,0 +1,39 @@
+"""The recipe: both players move, nothing else does, the guard stops a run, and the result is a NumPyro model."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpyro.infer import Predictive
+
+from ebm_ppl.errors import TrainingFailure
+from ebm_ppl.recipes import GeneratorModel, dual_mcmc_teaching, gaussian_generator, generator_of
+
+MODEL = gaussian_generator(eqx.nn.Linear(3, 2, key=jax.random.key(1)), 3, 0.3)
+DATA = 1.0 + 0.5 * jax.random.normal(jax.random.key(0), (64, 2))
+OPTIONS = {"model": MODEL, "num_event_steps": 3, "num_latent_steps": 2, "report_every": 5, "progress_bar": False}
+
+
+def test_networks_move_and_step_sizes_do_not(key):
+    state, history = dual_mcmc_teaching(key, DATA, num_updates=5, **OPTIONS)
+    tunables = state.sampler.kernel.keywords
+    for name, value in {"step_size": 0.125, "noise_scale": 0.02, "max_gradient": 1.0}.items():
+        assert tunables[name] == np.float32(value), name
+    np.testing.assert_allclose(history["temperature"], 0.0016, rtol=1e-5)
+    pair = generator_of(state)
+    start = GeneratorModel(MODEL, DATA[0], key=jax.random.split(key, 3)[1])
+    for player in ("parameters", "inference"):
+        before, after = (jax.tree.leaves(eqx.filter(getattr(p, player), eqx.is_inexact_array)) for p in (start, pair))
+        assert all(bool((a != b).any()) for a, b in zip(before, after, strict=True)), player
+    draws = Predictive(pair.model, params=pair.params, num_samples=5)(key)
+    assert draws["x"].shape == (5, 2)
+
+
+@pytest.mark.slow
+def test_a_gap_beyond_its_limit_ends_the_run_with_the_last_good_state(key):
+    with pytest.raises(TrainingFailure) as failure:
+        dual_mcmc_teaching(key, DATA, num_updates=50, max_gap=1e-6, **OPTIONS)
+    assert "max_gap" in failure.value.__notes__[0]
+    assert failure.value.state.step == failure.value.step
+    assert bool(jnp.isfinite(failure.value.state.potential(DATA[0])))

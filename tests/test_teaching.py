@@ -1,0 +1,106 @@
+"""The losses of dual-MCMC teaching in a linear-Gaussian world, where minima, fixed points and revised laws are known."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+import ebm_ppl as ebm
+from ebm_ppl import objectives
+from ebm_ppl.recipes import GeneratorModel, gaussian_generator
+from ebm_ppl.testing import cdf_test
+
+LOADINGS = np.array([[1.0, 0.2], [-0.5, 0.8], [0.3, 0.6]])
+SCALE = 0.5
+VARIANCE = np.linalg.inv(np.eye(2) + LOADINGS.T @ LOADINGS / SCALE**2)
+GAIN = VARIANCE @ LOADINGS.T / SCALE**2
+
+
+class Affine(eqx.Module):
+    weight: jax.Array
+
+    def __call__(self, latent):
+        return self.weight @ latent
+
+
+class NormalOf(eqx.Module):
+    """``q(z | x) = N(Q x, diag exp(2 s))``."""
+
+    weight: jax.Array
+    log_scale: jax.Array
+
+    def __call__(self, event):
+        return self.weight @ event, self.log_scale
+
+
+def model_of(loadings, gain=GAIN):
+    model = gaussian_generator(Affine(jnp.asarray(loadings, jnp.float32)), 2, SCALE)
+    inference = NormalOf(jnp.asarray(gain, jnp.float32), jnp.asarray(0.5 * np.log(np.diag(VARIANCE)), jnp.float32))
+    return GeneratorModel(model, jnp.zeros(3), key=jax.random.key(0), inference=inference)
+
+
+def pairs(variance=VARIANCE):
+    """Rows ``(x, z)`` whose EMPIRICAL moments are those of ``x ~ p(x)``, ``z ~ N(Mx, variance)``."""
+    raw = np.random.default_rng(0).normal(size=(400, 5))
+    raw -= raw.mean(axis=0)
+    white = raw @ np.linalg.inv(np.linalg.cholesky(raw.T @ raw / len(raw))).T
+    x = white[:, :3] @ np.linalg.cholesky(LOADINGS @ LOADINGS.T + SCALE**2 * np.eye(3)).T
+    z = x @ GAIN.T + white[:, 3:] @ np.linalg.cholesky(variance).T
+    return jnp.asarray(x, jnp.float32), jnp.asarray(z, jnp.float32)
+
+
+def largest(tree):
+    return max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array)))
+
+
+@pytest.mark.parametrize("loss", [objectives.generator_loss, objectives.inference_loss])
+def test_exact_posterior_pairs_are_a_fixed_point(loss):
+    gradient = eqx.filter_jit(eqx.filter_grad(loss))
+    assert largest(gradient(model_of(LOADINGS), *pairs())) < 1e-4
+    # Latents too narrow by a half move both players.
+    assert largest(gradient(model_of(LOADINGS), *pairs(0.25 * VARIANCE))) > 0.1
+
+
+def test_the_generator_step_is_least_squares_and_em_never_falls():
+    def log_likelihood(loadings):
+        covariance = loadings @ loadings.T + SCALE**2 * np.eye(3)
+        second = LOADINGS @ LOADINGS.T + SCALE**2 * np.eye(3)
+        return -0.5 * (np.linalg.slogdet(covariance)[1] + np.trace(np.linalg.solve(covariance, second)))
+
+    x, z = (np.asarray(part, np.float64) for part in pairs(0.25 * VARIANCE))
+    best = np.linalg.lstsq(z, x, rcond=None)[0].T
+    gradient = eqx.filter_jit(eqx.filter_grad(objectives.generator_loss))
+    assert largest(gradient(model_of(best), jnp.asarray(x, jnp.float32), jnp.asarray(z, jnp.float32))) < 1e-4
+    second = LOADINGS @ LOADINGS.T + SCALE**2 * np.eye(3)
+    loadings, values = np.array([[0.3, 0.1], [0.2, -0.4], [0.5, 0.1]]), []
+    for _ in range(20):  # expectations over the exact posterior, then least squares
+        values.append(log_likelihood(loadings))
+        variance = np.linalg.inv(np.eye(2) + loadings.T @ loadings / SCALE**2)
+        gain = variance @ loadings.T / SCALE**2
+        loadings = second @ gain.T @ np.linalg.inv(variance + gain @ second @ gain.T)
+    assert (np.diff(values) >= -1e-12).all()
+
+
+def test_revised_latents_have_the_moments_of_their_langevin_steps(key):
+    step, num_steps, num_rows = 0.05, 4, 20_000
+    event = np.array([0.7, -0.3, 1.1])
+    rows = jnp.tile(jnp.asarray(event, jnp.float32), (num_rows, 1))
+    latents, _ = objectives.revise_latents(
+        key, model_of(LOADINGS), rows, jnp.zeros((num_rows, 2)), ebm.kernels.langevin(step), num_steps
+    )
+
+    def law(num_steps):
+        contraction, mean, covariance = np.eye(2) - step * np.linalg.inv(VARIANCE), np.zeros(2), np.zeros((2, 2))
+        for _ in range(num_steps):
+            mean = GAIN @ event + contraction @ (mean - GAIN @ event)
+            covariance = contraction @ covariance @ contraction.T + 2.0 * step * np.eye(2)
+        return mean, covariance
+
+    direction = np.array([1.0, -0.5])
+    values = np.asarray(latents) @ direction
+    for steps, expected in ((num_steps, True), (num_steps + 1, False)):  # one step more is told apart
+        mean, covariance = law(steps)
+        cdf = stats.norm(direction @ mean, np.sqrt(direction @ covariance @ direction)).cdf
+        assert cdf_test(values, cdf).passed is expected
