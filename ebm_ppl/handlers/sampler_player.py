@@ -82,6 +82,7 @@ def sampler_player(kernel: Kernel, objective: Any, optimizer: Any, *, persistent
     """
     if objective is None and optimizer is None:
         return None
+    teaches: Any = objective
     if not callable(objective):
         raise TypeError(
             f"sampler_objective: got {type(objective).__name__} with a sampler_optimizer, expected a function such as "
@@ -101,7 +102,7 @@ def sampler_player(kernel: Kernel, objective: Any, optimizer: Any, *, persistent
         raise ValueError(
             "sampler_objective: got one with a kernel that has no floating arrays to train, expected None."
         )
-    return SamplerPlayer(objective, optimizer)
+    return SamplerPlayer(teaches, optimizer)
 
 
 def site_potential(ebm: EBM) -> Potential:
