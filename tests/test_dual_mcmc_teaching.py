@@ -4,9 +4,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
 from numpyro.infer import Predictive
 
+import ebm_ppl as ebm
 from ebm_ppl.errors import TrainingFailure
 from ebm_ppl.recipes import GeneratorModel, dual_mcmc_teaching, gaussian_generator, generator_of
 
@@ -15,6 +18,7 @@ DATA = 1.0 + 0.5 * jax.random.normal(jax.random.key(0), (64, 2))
 OPTIONS = {"model": MODEL, "num_event_steps": 3, "num_latent_steps": 2, "report_every": 5, "progress_bar": False}
 
 
+@pytest.mark.slow
 def test_networks_move_and_step_sizes_do_not(key):
     state, history = dual_mcmc_teaching(key, DATA, num_updates=5, **OPTIONS)
     tunables = state.sampler.kernel.keywords
@@ -37,3 +41,44 @@ def test_a_gap_beyond_its_limit_ends_the_run_with_the_last_good_state(key):
     assert "max_gap" in failure.value.__notes__[0]
     assert failure.value.state.step == failure.value.step
     assert bool(jnp.isfinite(failure.value.state.potential(DATA[0])))
+
+
+@pytest.mark.slow
+def test_calibrated_chains_take_the_place_of_the_unadjusted_ones(key):
+    kernels = {"event_kernel": ebm.kernels.mala(0.01), "latent_kernel": ebm.kernels.hmc(0.05, 3)}
+    state, history = dual_mcmc_teaching(key, DATA, num_updates=5, regenerate=True, **kernels, **OPTIONS)
+    assert history["acceptance_rate"].min() > 0.5
+    assert history["sampler_latent_acceptance_rate"].min() > 0.5
+    assert "temperature" not in history
+    assert int(state.step) == 5
+
+
+@pytest.mark.slow
+def test_a_model_with_a_positive_scale_keeps_it_positive_and_draws_from_its_own_prior(key):
+    def model(x=None):
+        weight = numpyro.param("weight", jnp.ones((2, 3)))
+        scale = numpyro.param("scale", jnp.asarray(0.5), constraint=dist.constraints.positive)
+        z = numpyro.sample("z", dist.Normal(2.0, 0.1).expand([3]).to_event(1))
+        numpyro.sample("x", dist.Normal(weight @ z, scale).to_event(1), obs=x)
+
+    options = {**OPTIONS, "model": model}
+    state, _ = dual_mcmc_teaching(key, DATA, num_updates=5, **options)
+    pair = generator_of(state)
+    assert float(pair.params["scale"]) > 0.0
+    assert float(pair.params["scale"]) != 0.5
+    assert abs(float(state.sampler.auxiliary["latent"].mean()) - 2.0) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"num_updates": 0}, "num_updates"),
+        (
+            {"num_updates": 1, "noise": dist.Normal(0.0, 1.0), "event_kernel": ebm.kernels.mala(0.1)},
+            "together with noise",
+        ),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(key, options, text):
+    with pytest.raises(ValueError, match=text):
+        dual_mcmc_teaching(key, DATA, model=MODEL, **options)

@@ -104,3 +104,84 @@ def test_revised_latents_have_the_moments_of_their_langevin_steps(key):
         mean, covariance = law(steps)
         cdf = stats.norm(direction @ mean, np.sqrt(direction @ covariance @ direction)).cdf
         assert cdf_test(values, cdf).passed is expected
+
+
+def normal_divergence(first, second):
+    """KL of two normal laws, each a mean and a covariance."""
+    (m, a), (n, b) = first, second
+    inverse = np.linalg.inv(b)
+    return 0.5 * (
+        np.trace(inverse @ a) - len(m) + (n - m) @ inverse @ (n - m) + np.linalg.slogdet(b)[1] - np.linalg.slogdet(a)[1]
+    )
+
+
+def test_the_joint_divergence_is_the_marginal_one_and_that_of_the_posteriors():
+    """``KL(p_d q || p) = KL(p_d || p(x)) + E KL(q || p(z | x))``, less the entropy of the data on both sides."""
+    gain = GAIN + np.array([[0.1, 0.0, -0.2], [0.0, 0.3, 0.1]])
+    data = np.array([[1.2, 0.1, 0.3], [0.1, 0.9, 0.0], [0.3, 0.0, 0.7]])
+    spread = np.diag(np.diag(VARIANCE))
+    raw = np.random.default_rng(1).normal(size=(400, 5))
+    raw -= raw.mean(axis=0)
+    white = raw @ np.linalg.inv(np.linalg.cholesky(raw.T @ raw / len(raw))).T
+    x = white[:, :3] @ np.linalg.cholesky(data).T
+    z = x @ gain.T + white[:, 3:] @ np.sqrt(spread)
+    model = model_of(LOADINGS, gain)
+    rows = jnp.asarray(x, jnp.float32), jnp.asarray(z, jnp.float32)
+    joint = float(objectives.generator_loss(model, *rows) - objectives.inference_loss(model, *rows))
+
+    marginal = LOADINGS @ LOADINGS.T + SCALE**2 * np.eye(3)
+    cross_entropy = 0.5 * (np.linalg.slogdet(2.0 * np.pi * marginal)[1] + np.trace(np.linalg.solve(marginal, data)))
+    of_means = 0.5 * np.trace(np.linalg.inv(VARIANCE) @ (gain - GAIN) @ data @ (gain - GAIN).T)
+    posteriors = normal_divergence((np.zeros(2), spread), (np.zeros(2), VARIANCE)) + of_means
+    assert joint == pytest.approx(cross_entropy + posteriors, abs=1e-3)
+    assert posteriors > 0.1  # a bound that left it out would be seen
+
+
+def test_revision_never_moves_away_and_inference_starts_nearer_than_noise():
+    """The law of the chains is the one that the library's own are tested against above."""
+    event, step = np.array([0.7, -0.3, 1.1]), 0.01
+    contraction = np.eye(2) - step * np.linalg.inv(VARIANCE)
+    stationary = np.linalg.inv(np.linalg.inv(VARIANCE) @ (np.eye(2) - 0.5 * step * np.linalg.inv(VARIANCE)))
+
+    def divergences(mean, covariance):
+        values = []
+        for _ in range(30):
+            values.append(normal_divergence((mean, covariance), (GAIN @ event, stationary)))
+            mean = GAIN @ event + contraction @ (mean - GAIN @ event)
+            covariance = contraction @ covariance @ contraction.T + 2.0 * step * np.eye(2)
+        return np.array(values)
+
+    inferred = divergences(0.8 * GAIN @ event, np.diag(np.diag(VARIANCE)))
+    noise = divergences(np.zeros(2), np.eye(2))
+    assert (np.diff(inferred) <= 1e-12).all()
+    assert (np.diff(noise) <= 1e-12).all()
+    assert (inferred[:11] < noise[:11]).all()
+
+
+class Scaled(eqx.Module):
+    """E(x) = a |x|^2 / 2."""
+
+    curvature: jax.Array
+
+    def __call__(self, x):
+        return 0.5 * self.curvature * jnp.sum(x**2)
+
+
+@pytest.mark.parametrize("num_steps", [0, 3])
+def test_an_energy_without_revision_has_nothing_to_learn_from_a_generator_of_the_data(key, num_steps):
+    def generate(latent):
+        return jnp.stack([jnp.tanh(latent[0]), latent[1] ** 2])
+
+    kernel = ebm.kernels.generator(generate, latent_shape=2, num_steps=num_steps, step_size=0.1)
+    sampler = ebm.init_sampler(jnp.zeros((64, 2)), kernel)
+
+    def loss(potential, rows):
+        return objectives.generalized_contrastive_divergence(potential, sampler, rows, key)
+
+    energy = Scaled(jnp.ones(()))
+    _, (moved, _) = loss(energy, jnp.zeros((64, 2)))
+    gradient = eqx.filter_grad(lambda potential: loss(potential, moved.auxiliary["initial"])[0])(energy).curvature
+    if num_steps:
+        assert abs(float(gradient)) > 0.01  # the steps are what it learns from
+    else:
+        assert float(gradient) == 0.0

@@ -17,8 +17,8 @@ RHAT_FAILED = 1.05
 MIN_MEMORIES, PER_CHAIN = 6.0, 40.0
 """Chains shorter than ``6 + 40 / chains`` autocorrelation times cannot be told from chains that drift."""
 SLACK = 6.0
-"""Chains that last ``L`` autocorrelation times say how far their means scatter up to a factor ``1 + 6 / L``, measured on ranks
-of AR(1) chains; many chains would take the factor for a fault."""
+"""Chains that last ``L`` autocorrelation times say how far their means scatter up to a factor ``1 + 6 / L``, measured on
+ranks of AR(1) chains; many chains would take the factor for a fault."""
 
 
 def check_rhat(values: Any, names: Sequence[str] | None = None) -> Check:

@@ -145,8 +145,8 @@ class GeneratorModel(eqx.Module):
         """Values of the model's ``numpyro.param`` sites, as ``Predictive(model, params=...)`` takes them."""
         if not self.constrained:
             return self.parameters
-        values = {**self.parameters, self.latent_site: jnp.zeros(self.latent_shape)}
-        bijections = _bijections(self._trace(values))
+        # The model's own start: unconstrained values are none that its distributions would take.
+        bijections = _bijections(self._trace({self.latent_site: jnp.zeros(self.latent_shape)}))
         return {name: bijections[name](value) for name, value in self.parameters.items()}
 
     def _trace(self, values: dict[str, Any], key: Key | None = None) -> dict[str, Any]:
