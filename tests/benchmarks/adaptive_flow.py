@@ -3,6 +3,7 @@
 ``python -m tests.benchmarks adaptive_flow`` makes a short run. ``python -m tests.benchmarks.adaptive_flow docs/tables``
 trains everything with three seeds, an hour on one core, and writes the tables of the documentation and a figure. What is
 done is kept beside the tables, and a run that was interrupted goes on where it stopped; ``--only plane`` does a part.
+The figure goes to the folder ``images`` beside that of the tables.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import numpyro.distributions as dist
 import optax
@@ -271,6 +273,55 @@ def run_all(path: Path, only: str = "") -> dict[str, dict[str, Any]]:
     return done
 
 
+def table(done: dict[str, dict[str, Any]]) -> str:
+    """The table of the documentation, a row per case and its seeds in their order."""
+    lines = [
+        "| problem, method | error of mode weights | largest | nats worse than the truth | R-hat | moved by the flow "
+        "| pool ESS | sampler | model |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for case in CASES:
+        runs = [done[f"{case}/{seed}"] for seed in range(SEEDS) if f"{case}/{seed}" in done]
+        if runs:
+            cells = [
+                _cell(runs, "mean_error", ".3f"),
+                _cell(runs, "max_error", ".3f"),
+                " / ".join(_nats(one) for one in runs),
+                _cell(runs, "rhat", ".3f"),
+                _cell(runs, "accepted", ".2f"),
+                _cell(runs, "pool_ess", ".2f"),
+                *(" / ".join(dict.fromkeys(one[whom] for one in runs)) for whom in ("sampler", "model")),
+            ]
+            lines.append("| " + " | ".join([case, *cells]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(runs: list[dict[str, Any]], name: str, form: str) -> str:
+    return " / ".join(f"{one[name]:{form}}" for one in runs) if name in runs[0] else "-"
+
+
+def _nats(one: dict[str, Any]) -> str:
+    if one["non_finite"] or not np.isfinite(one["excess"]) or one["excess"] > 1e3:
+        return "ran away"
+    return f"{one['excess']:.3f} ± {one['excess_error']:.3f}"
+
+
+def figure(done: dict[str, dict[str, Any]], path: Path) -> None:
+    """Mode weight of the energy in the plane over the epochs, one line a seed."""
+    figure, axes = plt.subplots(1, 4, figsize=(13, 3.2), sharey=True, layout="constrained")
+    cases = [case for case in CASES if case.startswith("plane")]
+    for axis, case in zip(axes, cases, strict=True):
+        for seed in range(SEEDS):
+            one = done[f"{case}/{seed}"]
+            axis.plot(np.arange(1, 1 + len(one["weights"])), one["weights"], lw=1.2, label=f"seed {seed}")
+        axis.axhline(2 / 3, color="black", ls="--", lw=1, label="data")
+        axis.set(title=case.removeprefix("plane, "), xlabel="epoch", xlim=(1, EPOCHS), ylim=(-0.03, 1.03))
+    axes[0].set_ylabel("weight of the upper mode")
+    axes[0].legend(loc="lower right", fontsize="small")
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
 def run() -> dict[str, Any]:
     """The plane with a seventh of its epochs, one seed, without a diagnosis."""
     found = {
@@ -285,7 +336,11 @@ def main() -> None:
     parser.add_argument("--only", default="", help="what the names of the cases begin with")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    run_all(options.folder / "adaptive_flow.json", options.only)
+    done = run_all(options.folder / "adaptive_flow.json", options.only)
+    (options.folder / "adaptive_flow.inc").write_text(table(done))
+    if all(f"{case}/{seed}" in done for case in CASES if case.startswith("plane") for seed in range(SEEDS)):
+        figure(done, options.folder.parent / "images" / "adaptive_flow.png")
+    print(table(done))
 
 
 if __name__ == "__main__":
