@@ -89,7 +89,9 @@ def test_nor_with_few_chains_or_many(name, rho, num_chains):
 @pytest.mark.parametrize("rho", [0.97, 0.995])
 @pytest.mark.parametrize("num_draws", [100, 250])
 @pytest.mark.parametrize("num_chains", [4, 16, 64])
-@pytest.mark.parametrize("name", ["rhat", "ess", "autocorrelation_time", "energy_drift", "energy_gap", "smc_crosscheck"])
+@pytest.mark.parametrize(
+    "name", ["rhat", "ess", "autocorrelation_time", "energy_drift", "energy_gap", "smc_crosscheck"]
+)
 def test_nor_with_chains_shorter_than_their_memory(name, num_chains, num_draws, rho):
     """A hundred draws at .995 are half of one autocorrelation time: nothing can be known, and nothing must be alleged."""
     assert alarms(name, rho, NUM_REPLICATES, num_chains=num_chains, num_draws=num_draws) <= MAX_ALARMS

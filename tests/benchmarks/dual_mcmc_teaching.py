@@ -243,7 +243,11 @@ def _above(potential: Any, base: Any, event: Any) -> Any:
 def run() -> dict[str, Any]:
     """Dual teaching with a tenth of its updates."""
     found = judge("dual", 0, train("dual", 0, num_updates=NUM_UPDATES // 10, report_every=100))
-    return {**found, "goal": "revision brings draws nearer", "met": found["fd"]["fd_revised"] < found["fd"]["fd_initial"]}
+    return {
+        **found,
+        "goal": "revision brings draws nearer",
+        "met": found["fd"]["fd_revised"] < found["fd"]["fd_initial"],
+    }
 
 
 def run_all(methods: Iterable[str], path: Path, states: Path | None = None) -> dict[str, Any]:

@@ -164,7 +164,9 @@ def figure(done: dict[str, dict[str, Any]]) -> Any:
     shown, axes = plt.subplots(1, len(panels), figsize=(3.2 * len(panels), 3.5), layout="constrained", sharey=True)
     top = panels["truth"].max() / panels["truth"].sum()
     for axis, (name, density) in zip(axes, panels.items(), strict=True):
-        axis.imshow((density / density.sum()).T, origin="lower", extent=(-3, 3, -3, 3), cmap="viridis", vmin=0, vmax=top)
+        axis.imshow(
+            (density / density.sum()).T, origin="lower", extent=(-3, 3, -3, 3), cmap="viridis", vmin=0, vmax=top
+        )
         axis.set_title(name, fontsize=10)
     return shown
 

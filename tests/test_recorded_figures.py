@@ -1,0 +1,101 @@
+"""The tables of trained models in the documentation: what the benchmarks make of their numbers, and within the lines."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.benchmarks import adaptive_flow, dual_mcmc_teaching, teaching_grid, verdicts
+
+TABLES = Path(__file__).parents[1] / "docs" / "tables"
+SEEDS = range(3)
+
+
+def recorded(name):
+    return json.loads((TABLES / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize("benchmark", [adaptive_flow, dual_mcmc_teaching, teaching_grid, verdicts])
+def test_the_table_is_what_the_benchmark_makes_of_its_numbers(benchmark):
+    name = benchmark.__name__.rpartition(".")[2]
+    assert (TABLES / f"{name}.inc").read_text() == benchmark.table(recorded(name))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_two_modes_in_the_plane(seed):
+    done = recorded("adaptive_flow")
+    flow, unadjusted = (done[f"plane, {name}/{seed}"] for name in ("flow-assisted", "PCD-ULA"))
+    assert flow["mean_error"] <= 0.05
+    assert flow["max_error"] <= 0.15
+    assert flow["excess"] <= 0.08
+    assert flow["accepted"] >= 0.5
+    assert flow["pool_ess"] >= 0.3
+    assert unadjusted["mean_error"] >= max(0.15, 3.0 * flow["mean_error"])
+    assert done[f"plane, PCD-MALA/{seed}"]["mean_error"] >= 0.15
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_four_modes_in_eight_dimensions(seed):
+    """With as many energy evaluations MALA's chains do not mix either, though its model comes close."""
+    done = recorded("adaptive_flow")
+    flow = done[f"d = 8, flow-assisted/{seed}"]
+    assert flow["rhat"] <= 1.01
+    assert flow["max_error"] <= 0.03
+    assert flow["excess"] <= 0.05
+    for name in ("d = 8, PCD-MALA", "d = 8, PCD-MALA, as many gradients"):
+        baseline = done[f"{name}/{seed}"]
+        assert baseline["rhat"] >= 1.1
+        assert baseline["excess"] > flow["excess"]
+        assert baseline["max_error"] > flow["max_error"]
+
+
+def test_four_modes_in_sixteen_dimensions():
+    done = recorded("adaptive_flow")
+    assert done["d = 16, flow-assisted/0"]["rhat"] <= 1.05
+    assert done["d = 16, PCD-MALA/0"]["rhat"] >= 1.1
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_digits(seed):
+    done = recorded("dual_mcmc_teaching")
+
+    def distance(method, name="fd_revised", seed=seed):
+        return np.mean(done[f"{method}/{seed}"]["fd"][name][-3:])
+
+    dual = distance("dual")
+    assert dual <= min(4.0, 0.8 * distance("cooperative"))
+    assert dual < distance("dual", "fd_initial")
+    errors = done[f"dual/{seed}"]["mse"]
+    assert errors["q+10"] <= 0.5 * errors["noise+30"]
+    assert errors["q+10"] <= 0.25 * errors["noise+10"]
+    for method in ("noise start", "no MCMC"):
+        assert distance(method, seed=0) >= 3.0 * dual
+    # A short-run sampler is no density, and nothing says it is.
+    assert done[f"dual/{seed}"]["as_density"]["sampler"] == "fail"
+    assert done[f"dual/{seed}"]["as_density"]["model"] != "pass"
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_flow_in_the_place_of_the_generator_closes_the_gap(seed):
+    done = recorded("teaching_grid")
+    flow = done[f"flow, i-SIR + MALA/{seed}"]
+    others = [done[f"generator, {name}/{seed}"] for name in ("Langevin", "MALA")]
+    assert flow["excess"] < 0.2
+    assert flow["max_weight_error"] < 0.02
+    assert all(one["excess"] > 5.0 * flow["excess"] for one in others)
+
+
+def test_no_wrong_verdict_among_the_forty():
+    """Between right and wrong lie models whose weights are off by .02 to .1: nothing is asked of those."""
+    done = recorded("verdicts")
+    right = [one for one in done.values() if one["error"] < verdicts.RIGHT]
+    wrong = [one for one in done.values() if one["error"] > verdicts.WRONG]
+    assert (len(right), len(wrong)) == (80, 116)
+    assert all(one["model"] == "pass" for one in right)
+    assert not any(one["model"] == "pass" for one in wrong)
+    assert np.mean([one["model"] == "fail" for one in wrong]) > 0.8
+    local = [one for name, one in done.items() if "local" in name or "noise" in name]
+    assert all(one["sampler"] == "fail" for one in local)
+    mixing = [one for name, one in done.items() if name.startswith("exact gradient, mixing")]
+    assert not any(one["sampler"] in ("warn", "fail") for one in mixing)
