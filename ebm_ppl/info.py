@@ -51,7 +51,11 @@ def step_info(
         num_energies=column(num_energies, jnp.int32),
         num_nonfinite=column(num_nonfinite, jnp.int32),
         has_moved=column(has_moved, jnp.bool_),
-        statistics={name: column(value, jnp.float32) for name, value in statistics.items()},
+        # Differences of Hamiltonians are wanted, which may be small beside them: they keep the precision of the chains.
+        statistics={
+            name: column(value, jnp.result_type(value) if name == HAMILTONIAN else jnp.float32)
+            for name, value in statistics.items()
+        },
     )
 
 

@@ -212,3 +212,22 @@ def test_a_flow_that_lost_the_energy_is_reported(key):
     data = jax.random.normal(key, (128, 2))
     with pytest.warns(RuntimeWarning, match="the flow has collapsed or lost the energy"):
         recipes.adaptive_flow(key, data, num_updates=2, batch_size=32, flow=flow, bank_size=64, report_every=2)
+
+
+def test_a_base_on_half_the_space_is_refused(key):
+    data = 1.0 + jax.random.uniform(key, (64, 2))
+    with pytest.raises(ValueError, match=r"base: got one on .*, expected one on the whole space"):
+        recipes.adaptive_flow(key, data, num_updates=1, base=dist.Gamma(2.0, 1.0).expand([2]).to_event(1))
+    with pytest.raises(TypeError, match="batch_size"):
+        recipes.adaptive_flow(key, data, num_updates=1, batch_size="16")
+
+
+def test_an_optimizer_of_proposals_needs_one():
+    only = flows.proposal_only(optax.sgd(1.0))
+    with pytest.raises(ValueError, match="proposal_only with a kernel that has no proposal"):
+        only.init(kernels.mala(0.1))
+    with pytest.raises(TypeError, match="optimizer: got str"):
+        flows.proposal_only("adam")
+    two = kernels.cycle(*(kernels.independence(dist.Normal(0.0, scale)) for scale in (1.0, 2.0)))
+    updates, _ = only.update(jax.tree.map(jnp.ones_like, two), only.init(two), two)
+    assert all(bool((leaf != 0).all()) for leaf in jax.tree.leaves(updates))

@@ -140,3 +140,20 @@ def test_a_diagnosis_of_a_funnel_warns_of_the_sampler():
     found = diagnose(site, sampler, draws, jax.random.key(1), budget=200_000)
     assert found["bfmi"].status == "warn"
     assert found.sampler != "pass", found
+
+
+def test_energies_whose_last_digit_shows_are_not_assessed():
+    """Rounding is noise of every step, and would let any sampler pass."""
+    rng = np.random.default_rng(0)
+    walk = 2.0 * lfilter([np.sqrt(1.0 - 0.95**2)], [1.0, -0.95], rng.normal(size=(16, 400)), axis=1)
+    assert check_bfmi(walk.astype(np.float32)).status == "warn"
+    far = check_bfmi((walk + 3e7).astype(np.float32))
+    assert (far.status, "last digit" in far.why) == ("not assessable", True)
+    assert check_bfmi(walk + 3e7).status == "warn"
+
+
+def test_hamiltonians_keep_the_precision_of_the_chains():
+    with jax.enable_x64(True):
+        sampler = ebm.init_sampler(jnp.zeros((2, 3), jnp.float64), kernels.hmc(0.3, 2))
+        _, draws = ebm.draw(jax.random.key(0), lambda x: gaussian(x) + 1e8, sampler, 5)
+    assert draws.statistics["hamiltonian"].dtype == np.float64

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import optax
 import pytest
 from numpyro.infer import Predictive
 
@@ -82,3 +83,42 @@ def test_a_model_with_a_positive_scale_keeps_it_positive_and_draws_from_its_own_
 def test_arguments_that_do_not_fit_are_refused(key, options, text):
     with pytest.raises(ValueError, match=text):
         dual_mcmc_teaching(key, DATA, model=MODEL, **options)
+
+
+def test_each_player_has_its_own_optimizer_whatever_its_parts_are_called(key):
+    class Inference(eqx.Module):
+        parameters: eqx.nn.Linear
+
+        def __call__(self, x):
+            out = self.parameters(x)
+            return out[:3], out[3:]
+
+    network = Inference(eqx.nn.Linear(2, 6, key=jax.random.key(3)))
+    still = {"generator_optimizer": optax.sgd(1e-3), "inference_optimizer": optax.set_to_zero()}
+    state, _ = dual_mcmc_teaching(key, DATA, inference=network, num_updates=2, **still, **OPTIONS)
+    pair = generator_of(state)
+    np.testing.assert_array_equal(pair.inference.parameters.weight, network.parameters.weight)
+    start = GeneratorModel(MODEL, DATA[0], key=jax.random.split(key, 3)[1])
+    moved = zip(jax.tree.leaves(pair.parameters), jax.tree.leaves(start.parameters), strict=True)
+    assert any(bool((after != before).any()) for after, before in moved)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"num_event_steps": 1.5}, TypeError, "num_event_steps"),
+        ({"noise": dist.Normal(0.0, 1.0).expand([2]).to_event(1), "num_event_steps": 0}, ValueError, "num_event_steps"),
+        ({"max_gap": -1.0}, ValueError, "max_gap"),
+        ({"event_kernel": 0.1}, TypeError, "event_kernel"),
+        ({"event_kernel": ebm.kernels.short_run(3, dist.Normal(0.0, 1.0), step_size=0.1)}, TypeError, "event_kernel"),
+        ({"latent_kernel": 0.1}, TypeError, "latent_kernel"),
+        ({"latent_kernel": ebm.kernels.short_run(1, dist.Normal(0.0, 1.0), step_size=0.1)}, TypeError, "latent_kernel"),
+        ({"generator_weights": (1.0,), "inference_weights": (0.0, 1.0, 0.1)}, ValueError, "generator_weights"),
+        ({"inference_weights": 1.0}, ValueError, "inference_weights"),
+        ({"generator_weights": (jnp.ones(2), 1.0)}, ValueError, "generator_weights"),
+        ({"inference": lambda x: x}, ValueError, "inference"),
+    ],
+)
+def test_what_would_teach_something_else_is_refused(key, change, error, message):
+    with pytest.raises(error, match=message):
+        dual_mcmc_teaching(key, DATA, num_updates=1, **{**OPTIONS, **change})

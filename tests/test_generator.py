@@ -175,10 +175,31 @@ def test_bad_arguments_are_refused(options, error, text):
 
 def test_nested_kernels_and_wrong_events_are_refused(key):
     inner = kernels.generator(GENERATOR, latent_shape=2, num_steps=2, step_size=0.1)
-    with pytest.raises(TypeError, match="local: its chains carry more than a position"):
+    with pytest.raises(TypeError, match="local: got a kernel that draws its chains anew"):
         kernels.generator(GENERATOR, latent_shape=2, num_steps=2, local=inner)
     with pytest.raises(ValueError, match=r"generator: made an event of shape \(3,\), expected .* \(2,\)"):
         ebm.advance(key, lambda x: jnp.sum(x**2), ebm.init_sampler(jnp.zeros((4, 2)), inner), 1)
+
+
+def _advance_once(key, local):
+    kernel = kernels.generator(GENERATOR, latent_shape=2, num_steps=1, local=local)
+    return ebm.advance(key, energy, ebm.init_sampler(jnp.zeros((4, 3)), kernel), 1)
+
+
+def test_a_prior_that_jit_cannot_see_and_weights_that_would_be_lost_are_refused(key):
+    class WithPrior:
+        def __call__(self, latent):
+            return latent
+
+        def sample_prior(self, key):
+            return 100.0 + jax.random.normal(key, (2,))
+
+    with pytest.raises(TypeError, match=r"generator: got a WithPrior with a prior of its own that is no pytree"):
+        kernels.generator(WithPrior(), latent_shape=2, num_steps=0)
+    start = dist.Normal(0.0, 1.0).expand([3]).to_event(1)
+    smc = kernels.tempered_smc(inner=kernels.mala(0.1), reference=start, keep_weights=True)
+    with pytest.raises(TypeError, match="local: got a kernel"):
+        _advance_once(key, smc)
 
 
 def test_a_prior_of_latents_is_standard_normal(key):

@@ -81,6 +81,8 @@ def test_pairs_that_cannot_learn_are_refused(options, error, text):
 
 def test_a_proposal_is_needed_to_follow_the_chains(key):
     with pytest.raises(ValueError, match="expected a 'proposal' to refit"):
+        train(key, jnp.ones(8), LOCAL, num_steps=1, **{**PLAYER, "sampler_optimizer": optax.sgd(0.1)})
+    with pytest.raises(ValueError, match="proposal_only with a kernel that has no proposal"):
         train(key, jnp.ones(8), LOCAL, num_steps=1, **PLAYER)
 
 

@@ -4,6 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from scipy import stats
 
@@ -185,3 +186,68 @@ def test_an_energy_without_revision_has_nothing_to_learn_from_a_generator_of_the
         assert abs(float(gradient)) > 0.01  # the steps are what it learns from
     else:
         assert float(gradient) == 0.0
+
+
+class Pair(eqx.Module):
+    """x = z + noise, and its inference."""
+
+    scale: jax.Array
+
+    def __call__(self, latent):
+        return self.scale * latent
+
+    def log_joint(self, event, latent):
+        return -0.5 * jnp.sum((event - self.scale * latent) ** 2) - 0.5 * jnp.sum(latent**2)
+
+    def log_posterior(self, latent, event):
+        return -0.5 * jnp.sum((latent - self.scale * event) ** 2)
+
+    def sample_posterior(self, key, event):
+        return event + jax.random.normal(key, event.shape)
+
+
+TEACH = {"latent_kernel": ebm.kernels.langevin(0.1), "num_latent_steps": 2}
+
+
+def test_chains_that_have_not_moved_teach_nothing(key):
+    """Their latents are zeros: a generator that learnt from them would map zero to wherever chains are."""
+    sampler = ebm.init_sampler(jnp.ones((8, 2)), ebm.kernels.generator(Pair(jnp.ones(())), latent_shape=2, num_steps=0))
+    loss, _ = objectives.dual_teaching(None, sampler, jnp.ones((8, 2)), key, **TEACH)
+    assert bool(jnp.isnan(loss))
+    moved, _ = ebm.advance(key, lambda x: jnp.sum(x**2), sampler, 1)
+    loss, _ = objectives.dual_teaching(None, moved, jnp.ones((8, 2)), key, **TEACH)
+    assert bool(jnp.isfinite(loss))
+    with pytest.raises(ValueError, match="batch: got None"):
+        objectives.dual_teaching(None, moved, None, key, **TEACH)
+
+
+def test_a_limit_needs_a_gap_to_hold(key):
+    limited = objectives.limit_gap(lambda potential, sampler, batch, key: (jnp.zeros(()), (sampler, {})), 1.0)
+    with pytest.raises(ValueError, match="energy_gap"):
+        limited(None, None, None, key)
+
+
+def test_the_second_player_has_noise_of_its_own(key):
+    """``fold_in(key, i)`` is ``split(key, n)[i]``: a player with a key of that kind would have the chains' own noise."""
+    seen = {}
+
+    def note(name):
+        def objective(potential, sampler, batch, key):
+            jax.debug.callback(
+                lambda data: seen.setdefault(name, []).append(np.asarray(data)), jax.random.key_data(key)
+            )
+            return 0.0 * potential.curvature + 0.0 * sampler.kernel.keywords["step_size"], (sampler, {})
+
+        return objective
+
+    optimizer = optax.sgd(0.1)
+    sampler = ebm.init_sampler(jnp.zeros((4, 2)), ebm.kernels.mala(0.1))
+    state = ebm.init_train(Scaled(jnp.ones(())), optimizer, sampler, sampler_optimizer=optimizer)
+    ebm.fit(
+        key, state, jnp.ones((8, 2)), note("energy"), optimizer, sampler_objective=note("sampler"),
+        sampler_optimizer=optimizer, num_steps=2, batch_size=4, progress_bar=False,
+    )  # fmt: skip
+    jax.effects_barrier()
+    for energy_key, sampler_key in zip(seen["energy"], seen["sampler"], strict=True):
+        children = jax.random.split(jax.random.wrap_key_data(energy_key), 64)
+        assert not (jax.random.key_data(children) == sampler_key).all(axis=1).any()

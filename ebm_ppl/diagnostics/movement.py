@@ -12,6 +12,8 @@ LOW_ACCEPTANCE = 0.05
 """Proposals are accepted less often than this where steps are too long, or a proposal misses the mass."""
 HIGH_ACCEPTANCE = 0.95
 """More often where steps are so short that chains crawl; remarked on only, since exact moves are always accepted."""
+MAX_ROUNDING = 0.01
+"""Of the mean squared step of a Hamiltonian, what the square of its last digit may be."""
 MIN_BFMI = 0.3
 """Below it momenta carry a chain too slowly from one level of the energy to the next (Betancourt 2016)."""
 
@@ -131,7 +133,8 @@ def check_bfmi(hamiltonian: Any) -> Check:
             and not of every few steps. ``None`` where the kernel has none.
 
     Returns:
-        Warn below .3. "Not assessable" where it is below by less than twice its error.
+        Warn below .3. "Not assessable" where it is below by less than twice its error, or where the last digit of the
+        energies is a tenth of their steps.
 
     Example:
         >>> walk = np.random.default_rng(0).normal(size=(4, 500)).cumsum(axis=1)
@@ -152,7 +155,12 @@ def check_bfmi(hamiltonian: Any) -> Check:
     if series.shape[1] < 2 * MIN_DRAWS or not np.isfinite(series).all() or (np.ptp(series, axis=1) == 0).any():
         why = f"{series.shape[1]} draws per chain, or energies that are not finite or never change"
         return finish("not assessable", np.nan, why)
-    value = float((np.diff(series, axis=1) ** 2).mean() / series.var())
+    steps = np.diff(series, axis=1)
+    spacing = float(np.spacing(np.abs(np.asarray(hamiltonian)).max()))
+    if not spacing**2 < MAX_ROUNDING * (steps**2).mean():
+        why = f"energies are so large that their last digit is {spacing:.2g}: subtract a constant, or use float64"
+        return finish("not assessable", np.nan, why)
+    value = float((steps**2).mean() / series.var())
     if not value < MIN_BFMI:
         return finish("pass", value, "momenta reach all levels of the energy")
     # Energies forget exponentially, by rho a step, and their variance is known no better than that allows.

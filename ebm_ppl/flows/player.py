@@ -33,7 +33,6 @@ def proposal_of(sampler: SamplerState) -> Any:
     return tunables[_NAME]
 
 
-@lru_cache
 def proposal_only(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
     """An optimizer of a kernel that moves the kernel's proposal, and leaves its other tunables bit for bit as they are.
 
@@ -48,6 +47,10 @@ def proposal_only(optimizer: optax.GradientTransformation) -> optax.GradientTran
         A ``sampler_optimizer`` for :func:`ebm_ppl.init_train`, :func:`ebm_ppl.fit` and
         :func:`ebm_ppl.handlers.negative_phase`.
 
+    Raises:
+        TypeError: ``optimizer`` is none of optax's.
+        ValueError: (when its state is made) the kernel has no proposal to train.
+
     Example:
         >>> import jax, jax.numpy as jnp, numpyro.distributions as dist, optax, ebm_ppl as ebm
         >>> kernel = ebm.kernels.global_local(ebm.kernels.independence(dist.Normal(0.0, 2.0)), ebm.kernels.mala(0.5), 1)
@@ -57,13 +60,29 @@ def proposal_only(optimizer: optax.GradientTransformation) -> optax.GradientTran
         >>> float(updates.keywords["step_size"]), float(updates.keywords["proposal"].scale)
         (0.0, -1.0)
     """
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(
+            f"optimizer: got {type(optimizer).__name__}, expected one of optax's, such as optax.adam(1e-3)."
+        )
+    return _partition(optimizer)
+
+
+@lru_cache
+def _partition(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
     return optax.partition({"moves": optimizer, "stays": optax.set_to_zero()}, _labels)
 
 
 def _labels(kernel: PyTree) -> PyTree:
-    """Which leaves of a kernel belong to its proposal."""
+    """Which leaves of a kernel belong to its proposal, or to those of its parts."""
 
     def label(path: Any, leaf: Any) -> str:
-        return "moves" if any(getattr(entry, "key", None) == _NAME for entry in path) else "stays"
+        names = [str(getattr(entry, "key", "")) for entry in path]
+        return "moves" if any(name == _NAME or name.endswith("_" + _NAME) for name in names) else "stays"
 
-    return jax.tree_util.tree_map_with_path(label, kernel)
+    labels = jax.tree_util.tree_map_with_path(label, kernel)
+    if "moves" not in jax.tree.leaves(labels):
+        raise ValueError(
+            "sampler_optimizer: got proposal_only with a kernel that has no proposal to train, expected one of isir, "
+            "independence or flow_assisted, or another optimizer."
+        )
+    return labels

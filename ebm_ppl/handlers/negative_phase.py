@@ -203,7 +203,7 @@ class negative_phase(Policy):
                 f"site '{msg['name']}': has a law and chains for every row, and one proposal cannot follow them all. Leave "
                 "sampler_objective out, with a kernel that needs no fitting."
             )
-        init_key, move_key, track_key = jax.random.split(key, 3)
+        init_key, move_key, track_key, player_key = jax.random.split(key, 4)
         initial: Any = self._new_bank(init_key, frozen, rows)
         bank: Any = mutable(msg["name"] + CHAINS, initial)
         bank["identity"] = rows.check_same(bank["identity"], fingerprint(ebm, msg, found), msg["name"])
@@ -215,7 +215,7 @@ class negative_phase(Policy):
         if self._player is not None:
             bank["statistics"] = {name: values.mean() for name, values in info.statistics.items()}
             sampler, bank["sampler_optimizer_state"], bank["sampler_loss"] = self._player.move(
-                jax.random.fold_in(move_key, 1),
+                player_key,
                 site_potential(frozen),
                 sampler,
                 observed_rows(frozen, msg),

@@ -9,11 +9,10 @@ import jax.numpy as jnp
 from blackjax.base import SamplingAlgorithm
 from jax.tree_util import Partial
 
-from ebm_ppl.checks import check_count, check_positive
+from ebm_ppl.checks import check_count, check_markov_kernel, check_positive
 from ebm_ppl.info import count_start, run_steps, step_info
 from ebm_ppl.kernels.scaled_langevin import langevin_info, langevin_temperature, langevin_tunables, run_langevin
-from ebm_ppl.partials import function_behind
-from ebm_ppl.types import Array, AuxiliaryKernel, Info, Kernel, Key, Potential, PyTree
+from ebm_ppl.types import Array, Info, Kernel, Key, Potential, PyTree, WeightedPopulation
 
 
 class GeneratorState(NamedTuple):
@@ -78,7 +77,8 @@ def generator(
         ``|x_k - x_0|``.
 
     Raises:
-        TypeError: ``generator`` or ``local`` is not callable, or chains of ``local`` carry more than a position.
+        TypeError: ``generator`` or ``local`` is not callable, ``generator`` has a prior and is no pytree, or chains of
+            ``local`` carry more than a position, have weights, or are drawn anew.
         ValueError: a number is not finite and positive, neither or both of ``local`` and ``step_size`` are given, or
             the generator makes other events than the chains.
 
@@ -106,7 +106,13 @@ def generator(
     num_steps = check_count("num_steps", num_steps, minimum=0)
     static = _Generator(tuple(check_count("latent_shape", size) for size in sizes), num_steps)
     if jax.tree.leaves(generator) == [generator]:
-        generator = Partial(generator)  # a plain function: a leaf that is no array could not cross jit
+        # A leaf that is no array could not cross jit.
+        if isinstance(generator, PriorOfLatents):
+            raise TypeError(
+                f"generator: got a {type(generator).__name__} with a prior of its own that is no pytree, expected one, "
+                "such as an equinox.Module."
+            )
+        generator = Partial(generator)
     tunables: dict[str, Any] = {"generator": generator}
     if initial_scale is not None:
         tunables["initial_scale"] = check_positive("initial_scale", initial_scale)
@@ -114,24 +120,13 @@ def generator(
         given = [name for name, value in {"step_size": step_size, **langevin_options}.items() if value is not None]
         if given:
             raise ValueError(f"{given[0]}: got one together with local, expected it to be set in the local kernel.")
-        return Partial(static, local=_check_local(local), **tunables)
+        return Partial(static, local=check_markov_kernel("local", local), **tunables)
     if step_size is None and not num_steps:
         return Partial(static, **tunables)
     if step_size is None:
         raise ValueError("step_size: got None without a local kernel, expected one of the two.")
     # The tunables of the Langevin steps are this kernel's own, so that they can be changed by name.
     return Partial(static, **langevin_tunables(step_size, **langevin_options), **tunables)
-
-
-def _check_local(local: Kernel) -> Kernel:
-    func = function_behind(local)
-    if not callable(func):
-        raise TypeError(
-            f"local: got {type(local).__name__}, expected a kernel such as ebm.kernels.mala(step_size=0.1)."
-        )
-    if isinstance(func, AuxiliaryKernel):
-        raise TypeError("local: its chains carry more than a position, expected a kernel whose chains do not.")
-    return local
 
 
 @dataclass(frozen=True)
@@ -194,7 +189,10 @@ class _Generator:
             return position, langevin_info(potential, position, self.num_steps)
         algorithm: Any = local(potential)
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(run_key, jnp.arange(self.num_steps))
-        state, info = run_steps(algorithm.step, keys, algorithm.init(initial, init_key))
+        start = algorithm.init(initial, init_key)
+        if isinstance(start, WeightedPopulation):
+            raise TypeError("local: got a kernel that gives weights to chains, expected one such as ebm.kernels.mala.")
+        state, info = run_steps(algorithm.step, keys, start)
         return state.position, count_start(info)
 
 

@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ebm_ppl.checks import check_count, check_not_negative, check_positive
+from ebm_ppl.checks import check_count, check_markov_kernel, check_not_negative, check_positive
 from ebm_ppl.objectives.contrastive import require_sampler
 from ebm_ppl.partials import comparable
 from ebm_ppl.sampling import advance, chains_at
@@ -185,13 +185,15 @@ def dual_teaching(
         regenerate: Draw ``(z, x_0, x_k)`` anew, under the energy as it is after its update.
 
     Returns:
-        ``(loss, (sampler, metrics))`` with the metrics ``reconstruction_loss``, ``regression_loss`` (``a``, ``b``),
+        ``(loss, (sampler, metrics))``, the loss NaN where chains have not moved yet, which an energy objective that starts
+        at the data does not make them; with the metrics ``reconstruction_loss``, ``regression_loss`` (``a``, ``b``),
         ``inference_loss``, ``inversion_loss`` (``c``, ``d``), ``latent_acceptance_rate``, ``latent_revision`` and
         ``event_revision``, mean Euclidean distances between start and end of the chains.
 
     Raises:
-        TypeError: ``sampler`` is not a sampler state.
-        ValueError: its kernel has no latents, or a weight is negative.
+        TypeError: ``sampler`` is not a sampler state, or ``latent_kernel`` no kernel that moves latents from where they
+            are.
+        ValueError: the sampler's kernel has no latents, there is no batch, or weights are not two numbers, none negative.
 
     References:
         Cui, Han (2023), Learning energy-based model via dual-MCMC teaching, arXiv:2312.02469, equations 10 to 15; Xie,
@@ -200,8 +202,11 @@ def dual_teaching(
     require_sampler(sampler)
     if not isinstance(sampler.auxiliary, dict) or "latent" not in sampler.auxiliary:
         raise ValueError("sampler: its chains carry no latents, expected a kernel of ebm.kernels.generator.")
-    weights = [check_not_negative("generator_weights", value) for value in generator_weights]
-    weights += [check_not_negative("inference_weights", value) for value in inference_weights]
+    weights = [*_pair("generator_weights", generator_weights), *_pair("inference_weights", inference_weights)]
+    num_latent_steps = check_count("num_latent_steps", num_latent_steps, minimum=0)
+    latent_kernel = check_markov_kernel("latent_kernel", latent_kernel)
+    if batch is None:
+        raise ValueError("batch: got None, expected rows of data: half of the teaching is to rebuild them.")
     chain_key, draw_key, revise_key, bound_key = jax.random.split(key, 4)
     if regenerate:
         moved, _ = advance(chain_key, potential, sampler, 1)
@@ -225,6 +230,8 @@ def dual_teaching(
         inference_loss(model, revised, latents),
     ]
     loss = sum((w.astype(term.dtype) * term for w, term in zip(weights, terms, strict=True)), start=jnp.zeros(()))
+    if sampler.age is not None:  # chains that have not moved yet have zeros for latents, and nothing to teach
+        loss = jnp.where(jnp.all(sampler.age > 0), loss, jnp.nan)
     names = ("reconstruction_loss", "regression_loss", "inference_loss", "inversion_loss")
     metrics = dict(zip(names, terms, strict=True)) | {
         "latent_acceptance_rate": acceptance_rate.mean(),
@@ -246,7 +253,7 @@ def limit_gap(objective: Objective, limit: float | Array) -> Objective:
 
     Raises:
         TypeError: ``objective`` is not callable.
-        ValueError: ``limit`` is not positive.
+        ValueError: ``limit`` is not positive, or (when called) there is no such metric.
 
     Example:
         >>> import functools, jax, jax.numpy as jnp, ebm_ppl as ebm
@@ -265,6 +272,8 @@ def _with_limit(
     objective: Objective, limit: Array, potential: Potential, sampler: SamplerState, batch: Batch, key: Key
 ) -> tuple[Scalar, tuple[SamplerState, Metrics]]:
     loss, (sampler, metrics) = objective(potential, sampler, batch, key)
+    if "energy_gap" not in metrics:
+        raise ValueError(f"objective: got one with the metrics {sorted(metrics)}, expected 'energy_gap' among them.")
     is_small = jnp.abs(metrics["energy_gap"]) <= limit.astype(loss.dtype)
     return jnp.where(is_small, loss, jnp.nan), (sampler, metrics)
 
@@ -283,6 +292,13 @@ class _Bound(eqx.Module):
 
     def sample_posterior(self, key: Key, event: Event) -> Array:
         return self.inference.sample_posterior(key, event)
+
+
+def _pair(name: str, weights: Any) -> list[Array]:
+    values = list(weights) if isinstance(weights, tuple | list) else [weights]
+    if len(values) != 2 or any(jnp.ndim(value) for value in values):
+        raise ValueError(f"{name}: got {weights!r}, expected two numbers.")
+    return [check_not_negative(name, value) for value in values]
 
 
 def _posterior_draws(key: Key, model: Any, events: Batch) -> Array:

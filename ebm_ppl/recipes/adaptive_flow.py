@@ -16,6 +16,7 @@ from ebm_ppl.flows.fitting import default_optimizer
 from ebm_ppl.kernels import flow_assisted, mala
 from ebm_ppl.objectives import chain_likelihood, persistent_contrastive_divergence
 from ebm_ppl.potentials import MLP, tilt
+from ebm_ppl.regions import describe_region, is_whole_space
 from ebm_ppl.sampling import advance, init_sampler, take_chains
 from ebm_ppl.training import TrainState, fit, init_train
 from ebm_ppl.training.stopping import Evaluate
@@ -112,10 +113,16 @@ def adaptive_flow(
         arXiv:2306.00684, algorithms 1, 5 and 6.
     """
     num_updates, bank_size = check_count("num_updates", num_updates), check_count("bank_size", bank_size)
+    batch_size, num_cycles = check_count("batch_size", batch_size), check_count("num_cycles", num_cycles)
     data = check_rows("data", data)
     if base is None:
         scale = check_positive("the largest standard deviation of the data", data.std(axis=0).max())
         base = dist.Normal(data.mean(axis=0), scale).to_event(data.ndim - 1)
+    elif not is_whole_space(base.support, data[0]):
+        raise ValueError(
+            f"base: got one on {describe_region(base.support)}, expected one on the whole space: the flow proposes there. "
+            "Transform the data to it."
+        )
     net_key, flow_key, bank_key, fit_key = jax.random.split(key, 4)
     event_shape = data.shape[1:]
     network = MLP(event_shape, key=net_key, width=64, depth=3) if network is None else network

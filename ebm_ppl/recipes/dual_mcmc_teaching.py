@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ebm_ppl.checks import check_count, check_positive, check_rows
+from ebm_ppl.checks import check_count, check_markov_kernel, check_positive, check_rows
 from ebm_ppl.errors import TrainingFailure
 from ebm_ppl.kernels import generator, langevin, short_run
 from ebm_ppl.kernels.scaled_langevin import is_langevin
@@ -76,7 +76,7 @@ def dual_mcmc_teaching(
         latent_kernel: Moves latents; Langevin with step size 0.005 when ``None``.
         num_latent_steps: Its steps (``k_z``); with none the inference network follows the evidence bound.
         noise: When given, chains on events start from this distribution and not from the generator, and the energy learns
-            alone: short-run training from noise.
+            alone: short-run training from noise, with at least one step.
         generator_weights: Of rebuilding the data and of following the energy. ``(0, 1)`` is cooperative learning.
         inference_weights: Of the data's and of the generator's latents.
         energy_weight: Of ``mean E(x)^2 + mean E(x_k)^2``.
@@ -111,12 +111,15 @@ def dual_mcmc_teaching(
     """
     data = check_rows("data", data)
     batch_size, num_updates = check_count("batch_size", batch_size), check_count("num_updates", num_updates)
+    num_event_steps = check_count("num_event_steps", num_event_steps, minimum=0 if noise is None else 1)
     num_latent_steps = check_count("num_latent_steps", num_latent_steps, minimum=0)
+    check_positive("max_gap", max_gap)
     energy_key, model_key, fit_key = jax.random.split(key, 3)
     potential = MLP(data.shape[1:], key=energy_key, width=128, depth=3) if potential is None else potential
     adam = functools.partial(optax.adam, b1=0.5)
     if event_kernel is None:
         event_kernel = langevin(0.125, 0.02, max_gradient=1.0)
+    check_markov_kernel("event_kernel", event_kernel)
 
     # A Langevin kernel's own tunables become those of the kernel around it, whose temperature can then be told.
     is_unadjusted = is_langevin(event_kernel)
@@ -185,6 +188,8 @@ def _players(kernel: PyTree) -> PyTree:
 
     def label(path: Any, leaf: Any) -> str:
         names = [getattr(entry, "name", getattr(entry, "key", None)) for entry in path]
-        return next((player for player in ("parameters", "inference") if player in names), "neither")
+        # What the model and the network call their own parts is their own business.
+        field = names[names.index("generator") + 1] if "generator" in names else None
+        return field if field in ("parameters", "inference") else "neither"
 
     return jax.tree_util.tree_map_with_path(label, kernel)

@@ -134,7 +134,7 @@ class GeneratorModel(eqx.Module):
         self.constrained = tuple(name for name, found in bijections.items() if not _is_real(found.codomain))
         self.parameters = {name: bijection.inv(trace[name]["value"]) for name, bijection in bijections.items()}
         self.inference = NormalInference(inference_key, event, found["value"]) if inference is None else inference
-        shapes = [x.shape for x in jax.eval_shape(self.inference, event)]
+        shapes = [x.shape for x in jax.tree.leaves(jax.eval_shape(self.inference, event))]
         if shapes != [self.latent_shape] * 2:
             raise ValueError(
                 f"inference: gave shapes {shapes}, expected mean and log standard deviation of shape {self.latent_shape}."

@@ -13,6 +13,10 @@ from ebm_ppl.sampling import temperature_of
 from ebm_ppl.training.state import Average, TrainState
 from ebm_ppl.types import Array, Batch, Key, Metrics, Objective, PyTree
 
+_PLAYER = 0x7FFFFFFF
+"""Folded into the key of an update for its second player. ``fold_in(key, i)`` is ``split(key, n)[i]``, and the first player
+has split the key already: a small number would give both the same noise."""
+
 
 def train_step(
     state: TrainState,
@@ -64,7 +68,7 @@ def train_step(
     )
     if sampler_objective is not None:
         assert sampler_optimizer is not None  # fit says so in words
-        moved, sampler_key = sampler, jax.random.fold_in(key, 1)
+        moved, sampler_key = sampler, jax.random.fold_in(key, _PLAYER)
 
         def kernel_loss(kernel: Any) -> tuple[Array, tuple[Any, Metrics]]:
             return sampler_objective(potential, moved._replace(kernel=kernel), batch, sampler_key)
