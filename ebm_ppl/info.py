@@ -41,7 +41,7 @@ def step_info(
         (3,)
     """
 
-    def column(value: ArrayLike, dtype: type) -> Array:
+    def column(value: ArrayLike, dtype: Any) -> Array:
         return jnp.broadcast_to(jnp.asarray(value, dtype), (num_chains,))
 
     return Info(

@@ -158,6 +158,21 @@ FAULTS = {
         "tests/test_fit_options.py -k recursion_by_hand",
     ),
     # kernels
+    "the generator follows its own draws": Fault(
+        "objectives/teaching.py",
+        "        generator_loss(model, revised, latents),\n",
+        "        generator_loss(model, initial, latents),\n",
+        "tests/test_teaching.py -k its_own_pairs",
+    ),
+    "two players with one noise": Fault(
+        "training/step.py", "_PLAYER = 0x7FFFFFFF", "_PLAYER = 1", "tests/test_teaching.py -k noise_of_its_own"
+    ),
+    "the Hamiltonian of a rejected proposal": Fault(
+        "kernels/composed.py",
+        'return jnp.where(jnp.asarray(fields["is_accepted"]), energy, before)',
+        "return energy",
+        "tests/test_from_blackjax.py -k state_the_chain_went_to",
+    ),
     "energy for log density": Fault(
         "kernels/composed.py",
         "return -new.logdensity + 0.25",

@@ -251,3 +251,54 @@ def test_the_second_player_has_noise_of_its_own(key):
     for energy_key, sampler_key in zip(seen["energy"], seen["sampler"], strict=True):
         children = jax.random.split(jax.random.wrap_key_data(energy_key), 64)
         assert not (jax.random.key_data(children) == sampler_key).all(axis=1).any()
+
+
+class Sure(Pair):
+    """The pair whose inference draws are its means."""
+
+    def sample_posterior(self, key, event):
+        return self.scale * event
+
+
+def test_every_player_learns_from_its_own_pairs(key):
+    """Each term by hand, all of them with weights that tell them apart, and its gradient in the networks alone."""
+    pair = Sure(jnp.asarray(0.7))
+    kernel = ebm.kernels.generator(pair, latent_shape=2, num_steps=2, step_size=0.1)
+    sampler, _ = ebm.advance(key, Scaled(jnp.ones(())), ebm.init_sampler(jnp.zeros((8, 2)), kernel), 1)
+    rows = 1.0 + jnp.arange(16.0).reshape(8, 2) / 16.0
+    latents, revised = sampler.auxiliary["latent"], sampler.position
+    assert float(jnp.abs(revised - sampler.auxiliary["initial"]).min()) > 0.0
+
+    def by_hand(pair):
+        start = 0.7 * rows  # a constant, though it was drawn from the network
+        bound = objectives.variational_loss(key, Frozen(Sure(jnp.asarray(0.7)), pair), rows)
+        return (
+            2.0 * objectives.generator_loss(pair, rows, start) + 3.0 * objectives.generator_loss(pair, revised, latents)
+            + 5.0 * bound + 7.0 * objectives.inference_loss(pair, revised, latents)
+        )  # fmt: skip
+
+    def taught(pair):
+        now = sampler._replace(kernel=jax.tree_util.Partial(kernel.func, **{**kernel.keywords, "generator": pair}))
+        options = {"generator_weights": (2.0, 3.0), "inference_weights": (5.0, 7.0)}
+        return objectives.dual_teaching(None, now, rows, key, **{**TEACH, "num_latent_steps": 0}, **options)[0]
+
+    for found, expected in zip(
+        eqx.filter_value_and_grad(taught)(pair), eqx.filter_value_and_grad(by_hand)(pair), strict=True
+    ):
+        np.testing.assert_allclose(*(jax.tree.leaves(one)[0] for one in (found, expected)), rtol=1e-5)
+
+
+class Frozen(eqx.Module):
+    """The joint density of one pair with the inference of another."""
+
+    joint: Sure
+    inference: Sure
+
+    def log_joint(self, event, latent):
+        return self.joint.log_joint(event, latent)
+
+    def log_posterior(self, latent, event):
+        return self.inference.log_posterior(latent, event)
+
+    def sample_posterior(self, key, event):
+        return self.inference.sample_posterior(key, event)

@@ -137,6 +137,8 @@ class Diagnosis:
             body.append(f"<tr>{left}</tr>")
         return (
             f"<div><p>sampler: {badge(self.sampler)} &emsp; model: {badge(self.model)}<br>{html.escape(self._cost)}</p>"
-            f"<table><thead><tr>{cells}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+            # On a phone the table is pushed sideways, and not the page.
+            f'<div style="overflow-x:auto"><table style="min-width:42em"><thead><tr>{cells}</tr></thead>'
+            f"<tbody>{''.join(body)}</tbody></table></div>"
             "<p>* required for a pass</p></div>"
         )

@@ -1,7 +1,7 @@
 """Dual-MCMC teaching on 8x8 digits: the comparisons of the paper, and a long chain besides.
 
 ``python -m tests.benchmarks.dual_mcmc_teaching docs/tables`` trains every method, judges it and writes the table of the
-documentation; about a quarter of an hour on one core. What is done is kept beside the table, and a run
+documentation; about twenty minutes on one core. What is done is kept beside the table, and a run
 that was interrupted goes on where it stopped.
 """
 
