@@ -35,7 +35,7 @@ PYTEST_ARGS ?=
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 XLA_FLAGS="$$XLA_FLAGS --xla_cpu_multi_thread_eigen=false" \
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses=8
 
-.PHONY: help install demo test test-slow lint format docs tutorials bench lock clean distclean
+.PHONY: help install demo test examples test-slow lint format docs tutorials bench lock clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -45,16 +45,15 @@ install: $(STAMP) ## create or update the environment and stop there
 demo: $(STAMP) ## train, use and diagnose a small model, and print the table
 	$(BIN)/python -m ebm_ppl
 
-# The documented examples run with every call type-checked; a selection of tests (PYTEST_ARGS) leaves them out.
-EXAMPLES := $(PYTEST) -p tests.typecheck_plugin ebm_ppl
-
-test: $(STAMP) ## the default tests, and the documented examples
+test: $(STAMP) ## the default tests
 	$(PYTEST) tests $(PYTEST_ARGS)
-	$(if $(PYTEST_ARGS),,$(EXAMPLES))
 
-test-slow: $(STAMP) ## every test, the slow ones included
+examples: $(STAMP) ## the documented examples, every call of the package type-checked
+	$(PYTEST) -p tests.typecheck_plugin ebm_ppl $(PYTEST_ARGS)
+
+test-slow: $(STAMP) ## every test, the slow ones included; and the examples, unless PYTEST_ARGS selects
 	$(PYTEST) tests -m "slow or not slow" $(PYTEST_ARGS)
-	$(if $(PYTEST_ARGS),,$(EXAMPLES))
+	$(if $(PYTEST_ARGS),,$(MAKE) examples)
 
 lint: $(STAMP) ## formatting, lint rules and types; changes nothing
 	$(BIN)/ruff format --check .

@@ -80,7 +80,7 @@ def plain(name, target, seed=1):
 
 
 @pytest.mark.parametrize("source", ["ours", "blackjax"])
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", ["hmc", pytest.param("nuts", marks=pytest.mark.slow)])
 def test_on_a_gaussian_it_is_one(name, source):
     hamiltonian = run(name, "gaussian").statistics["hamiltonian"] if source == "ours" else plain(name, "gaussian")
     found = check_bfmi(hamiltonian)
@@ -93,6 +93,7 @@ def test_the_energy_of_the_position_alone_gives_something_else():
     assert abs(check_bfmi(run("hmc", "gaussian").potential).value - 1.0) > 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["ours", "blackjax"])
 def test_a_funnel_warns(source):
     """Starts are exact draws, so that the closed form holds whatever is rejected."""

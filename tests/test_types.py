@@ -1,4 +1,4 @@
-"""Annotations hold at run time: `make test` runs all documented examples under the plugin that is tested here.
+"""Annotations hold at run time: `make examples` runs all documented examples under the plugin that is tested here.
 
 The suite itself runs without these checks on most of the package, because it also proves that bad input gets the
 package's own errors, which the type checker would anticipate.
