@@ -126,6 +126,11 @@ class Difference(NamedTuple):
         """Whether it differs by more than :data:`NUM_ERRORS` errors, and not by chance."""
         return bool(np.abs(self.z).max() > NUM_ERRORS and self.probability < MAX_PROBABILITY)
 
+    @property
+    def may_be_chance(self) -> bool:
+        """Whether it differs by more than :data:`NUM_ERRORS` errors that are themselves too uncertain to call it one."""
+        return bool(np.abs(self.z).max() > NUM_ERRORS and not self.probability < MAX_PROBABILITY)
+
 
 def difference(first: Means, second: Means) -> Difference:
     """``first - second``, statistic by statistic.

@@ -72,7 +72,7 @@ def check_ksd(
     rows = position.reshape(-1, *position.shape[2:])
     if num_chains * blocks < MIN_GROUPS or len(np.unique(np.asarray(rows).reshape(len(rows), -1), axis=0)) < MIN_GROUPS:
         return finish("not assessable", np.nan, f"{num_chains} chains of {num_draws} draws are too few, or do not move")
-    check_count("num_bootstrap", num_bootstrap)
+    check_count("num_bootstrap", num_bootstrap, 1000)  # with fewer no p could be below a thousandth
     statistic, null, length = _bootstrap(key, potential, rows, jnp.asarray(group), num_chains * blocks, num_bootstrap)
     if not np.isfinite(float(statistic)):
         return finish("not assessable", np.nan, "the energy or its gradient is not finite at some draws")

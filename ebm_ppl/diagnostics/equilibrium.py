@@ -19,6 +19,7 @@ from ebm_ppl.diagnostics.outcome import name_series
 
 FAILED_DRIFT = 10.0
 """Standard errors of drift that fail; five warn."""
+FEW_FOR_ERROR = "a difference that would be one, were its error known from more rows or chains: draw more of them"
 COARSE = 0.5
 """A comparison that would miss a difference of so many standard deviations of one draw says nothing."""
 
@@ -51,6 +52,8 @@ def check_energy_gap(data_energy: Any, energy: Any) -> Check:
         return Check("energy_gap", "not assessable", np.nan, threshold, _too_little(series), blind_to)
     found = difference(means_of_rows(rows), means_of_chains(series))
     z = float(found.z[0])
+    if found.may_be_chance:
+        return Check("energy_gap", "not assessable", z, threshold, FEW_FOR_ERROR, blind_to)
     if not found.is_significant:
         return Check("energy_gap", "pass", z, threshold, "data and negatives have the same mean energy", blind_to)
     part = max(series.shape[1] // 5, 1)
@@ -107,6 +110,8 @@ def check_energy_drift(start: Any, later: Any, names: Sequence[str] | None = Non
     spread = after.reshape(-1, after.shape[-1]).std(axis=0)
     found = _paired(change, spread)
     z, told = float(found.z[found.worst]), f"largest for {names[found.worst]}"
+    if found.may_be_chance:
+        return finish("not assessable", z, f"{told}: {FEW_FOR_ERROR}")
     if not found.is_significant:
         return finish("pass", z, f"{told}; a drift of {found.resolution:.2g} standard deviations would have shown")
     status = "fail" if abs(z) > FAILED_DRIFT else "warn"

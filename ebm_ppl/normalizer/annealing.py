@@ -89,8 +89,16 @@ def anneal(
     bridge = _Bridge(start, end)
     step = 1.0 / (num_temperatures + 1)
 
+    def whole(position: PyTree) -> Array:
+        return jax.vmap(lambda event: end(event) - start(event))(position)
+
+    # A constant in the energy would be added a bit at a time, each time rounded the same way for all particles.
+    at_start = whole(position)
+    level = jnp.mean(at_start, where=jnp.isfinite(at_start))
+    level = jnp.where(jnp.isfinite(level), level, 0.0)
+
     def log_ratio(position: PyTree) -> Array:
-        return step * jax.vmap(lambda event: end(event) - start(event))(position)
+        return step * (whole(position) - level)
 
     def move(carry: tuple[PyTree, Array, Info], inputs: tuple[Key, Array]) -> tuple[tuple[PyTree, Array, Info], None]:
         position, log_weight, total = carry
@@ -100,7 +108,7 @@ def anneal(
         total = add_infos(total, info._replace(statistics={}), num_temperatures)
         return (sampler.position, log_weight + log_ratio(sampler.position), total), None
 
-    log_weight = log_ratio(position)
+    log_weight = step * (at_start - level)
     num_particles = log_weight.shape[0]
     acceptance = 0.0 if num_temperatures else jnp.nan
     carry = position, log_weight, step_info(num_particles, acceptance_rate=acceptance)
@@ -108,7 +116,8 @@ def anneal(
         inverse_temperatures = step * jnp.arange(1, num_temperatures + 1, dtype=log_weight.dtype)
         keys = jax.random.split(key, num_temperatures)
         carry, _ = jax.lax.scan(move, carry, (keys, inverse_temperatures))
-    return Particles(*carry)
+    particles = Particles(*carry)
+    return particles._replace(log_weight=particles.log_weight + level)
 
 
 class _Bridge:

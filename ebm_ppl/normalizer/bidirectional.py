@@ -10,7 +10,7 @@ import numpy as np
 from ebm_ppl.checks import check_count, is_traced
 from ebm_ppl.normalizer.confidence import check_confidence, lower_confidence_bound
 from ebm_ppl.normalizer.importance import estimate_forward, is_adjusted
-from ebm_ppl.normalizer.result import LogNormalizer
+from ebm_ppl.normalizer.result import LogNormalizer, rounding
 from ebm_ppl.normalizer.reverse_importance import check_reversal, estimate_reverse
 from ebm_ppl.normalizer.unconstrained import holds_tracers
 from ebm_ppl.types import Array, Kernel, Key
@@ -151,6 +151,8 @@ def _estimate(
     reverse, down = estimate_reverse(reverse_key, ebm, samples, reference, kernel, *counts)
     one_sided = 0.5 * (1.0 + confidence)
     lower, upper = lower_confidence_bound(up.log_weight, one_sided), -lower_confidence_bound(down.log_weight, one_sided)
+    hidden = 2.0 * rounding(forward.value)
+    lower, upper = lower - hidden, upper + hidden
     gap = jax.lax.stop_gradient(reverse.value - forward.value)
     # Without an error, because there are no weights, there is nothing to contradict.
     is_contradicted = gap < -CONTRADICTION * jnp.sqrt(forward.standard_error**2 + reverse.standard_error**2)

@@ -12,7 +12,7 @@ from ebm_ppl.checks import check_count, is_traced
 from ebm_ppl.normalizer.bisection import bracket_sign_change
 from ebm_ppl.normalizer.events import check_samples
 from ebm_ppl.normalizer.fitted_normal import fit_normal
-from ebm_ppl.normalizer.result import LogNormalizer
+from ebm_ppl.normalizer.result import MAX_ROUNDING, LogNormalizer, rounding
 from ebm_ppl.normalizer.unconstrained import (
     check_integrable,
     holds_tracers,
@@ -221,11 +221,13 @@ def _bridge(sides: _Sides) -> LogNormalizer:
     is_reliable = is_sound & (variance < MAX_VARIANCE) & (jnp.minimum(sides.draws_ess, size) >= MIN_ESS)
     return LogNormalizer(
         value=jnp.where(is_sound, log_z, jnp.nan),
-        standard_error=jnp.sqrt(variance),
+        standard_error=jnp.hypot(jnp.sqrt(variance), rounding(log_z)),
         ess=1.0 / (variance + 1.0 / (size + num_proposals)),
         pareto_khat=jnp.full_like(variance, jnp.nan),
         num_gradients=jnp.zeros((), jnp.int32),
-        reliable=is_reliable & (_mismatch(from_ebm, from_proposal, share) <= MAX_MISMATCH),
+        reliable=is_reliable
+        & (rounding(log_z) < MAX_ROUNDING)
+        & (_mismatch(from_ebm, from_proposal, share) <= MAX_MISMATCH),
     )
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ebm_ppl.checks import check_count, is_traced
-from ebm_ppl.normalizer.result import LogNormalizer, safe_logsumexp
+from ebm_ppl.normalizer.result import MAX_ROUNDING, LogNormalizer, rounding, safe_logsumexp
 from ebm_ppl.normalizer.unconstrained import holds_tracers
 from ebm_ppl.types import Array
 
@@ -140,8 +140,8 @@ def _enumerate(ebm: Any, lower: tuple[int, ...], size: tuple[int, ...]) -> LogNo
     value = safe_logsumexp(partial_sums)
     unknown = jnp.full_like(value, jnp.nan)
     num_gradients = jnp.zeros(ebm.batch_shape, jnp.int32)
-    exact = jax.lax.stop_gradient(jnp.zeros_like(value))
-    return LogNormalizer(value, exact, unknown, unknown, num_gradients, jnp.isfinite(value))
+    error = rounding(value)
+    return LogNormalizer(value, error, unknown, unknown, num_gradients, jnp.isfinite(value) & (error < MAX_ROUNDING))
 
 
 _compiled_enumerate = eqx.filter_jit(_enumerate)

@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ebm_ppl.checks import check_count, is_traced
 from ebm_ppl.normalizer.annealing import Particles, anneal
@@ -20,6 +21,7 @@ from ebm_ppl.normalizer.unconstrained import (
     sample_inverse,
     unconstrain,
 )
+from ebm_ppl.regions import bounds_of
 from ebm_ppl.types import Array, Kernel, Key
 
 
@@ -128,8 +130,7 @@ def check_reference(ebm: Any, reference: Any, num_particles: int) -> Any:
             f"from. Pass reference=... with a distribution on the support {ebm.support}."
         ) from error
     points, events = _typical(ebm)
-    covered = reference.support(events)
-    if not is_traced(covered) and not bool(jnp.all(covered)):
+    if not all(_covers(reference, ebm, tried) for tried in (events, *_far_out(ebm))):
         raise ValueError(
             f"{name}: got the support {reference.support}, which does not cover the support {ebm.support} of the EBM; what "
             "it leaves out would be missing from Z. Pass reference=... with a distribution on the whole of it."
@@ -152,6 +153,26 @@ def _typical(ebm: Any) -> tuple[Array, Array]:
     shape = (*ebm.batch_shape, *point_shape(ebm))
     points = jnp.broadcast_to(jnp.array([-3.0, -1.0, 1.0, 3.0]).reshape(-1, *(1,) * len(shape)), (4, *shape))
     return points, ebm.transform(points)
+
+
+def _far_out(ebm: Any) -> list[Array]:
+    """Events near the edges of the support, or far away where it has none."""
+    shape = ebm.batch_shape + ebm.event_shape
+    if not ebm.support.is_discrete:
+        points = (*ebm.batch_shape, *point_shape(ebm))
+        return [ebm.transform(jnp.full(points, far)) for far in (-1e3, -30.0, -10.0, 10.0, 30.0, 1e3)]
+    bounds = bounds_of(ebm.support)
+    if bounds is None or is_traced(bounds):
+        return []
+    finite = [bound for bound in bounds if np.isfinite(bound).all()]
+    return [jnp.broadcast_to(jnp.asarray(bound, int), shape) for bound in finite]
+
+
+def _covers(reference: Any, ebm: Any, events: Array) -> bool:
+    """Whether events are on the support of the reference, those apart that rounding has put outside the EBM's own."""
+    is_finite = jnp.isfinite(events).all(axis=tuple(range(-len(ebm.event_shape), 0)))
+    covered = reference.support(events) | ~ebm.support(events) | ~is_finite
+    return is_traced(covered) or bool(jnp.all(covered))
 
 
 def anneal_rows(

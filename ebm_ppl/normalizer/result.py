@@ -10,6 +10,8 @@ from ebm_ppl.checks import is_traced
 from ebm_ppl.normalizer.pareto import pareto_khat
 from ebm_ppl.types import Array
 
+MAX_ROUNDING = 0.05
+"""Nats that may be hidden in the last digit of a log Z that is called reliable: a constant of 4e5 in 32 bits."""
 MAX_KHAT = 0.5
 """Weights with a heavier tail have no finite variance, and their mean no standard error."""
 
@@ -87,8 +89,10 @@ def from_log_weights(log_weight: Array, num_gradients: Array) -> LogNormalizer:
     """
     log_weight = jax.lax.stop_gradient(log_weight)
     num_particles = log_weight.shape[0]
-    log_total, log_square = safe_logsumexp(log_weight), safe_logsumexp(2 * log_weight)
-    ess = jnp.exp(2 * log_total - log_square)
+    log_total = safe_logsumexp(log_weight)
+    # Of weights near one: sums of squares of larger ones would be told from each other by their last digits.
+    shifted = log_weight - jnp.where(jnp.isfinite(log_total), log_total, 0.0)
+    ess = jnp.minimum(jnp.exp(2 * safe_logsumexp(shifted) - safe_logsumexp(2 * shifted)), num_particles)
     # Relative variance of the mean of the weights, through which the logarithm is as good as linear.
     relative_variance = jnp.maximum(1 / ess - 1 / num_particles, 0.0) * num_particles / max(num_particles - 1, 1)
     value = log_total - jnp.log(num_particles)
@@ -96,13 +100,27 @@ def from_log_weights(log_weight: Array, num_gradients: Array) -> LogNormalizer:
     is_sound = jnp.isfinite(value) & jnp.all(jnp.isfinite(log_weight), axis=0)
     return LogNormalizer(
         value=value,
-        standard_error=jnp.sqrt(relative_variance),
+        standard_error=jnp.hypot(jnp.sqrt(relative_variance), rounding(value)),
         ess=ess,
         pareto_khat=khat,
         num_gradients=num_gradients,
         # Not below the bound, rather than above it: k-hat is NaN where there are too few weights to tell.
-        reliable=is_sound & (ess >= num_particles / 10) & (khat < MAX_KHAT),
+        reliable=is_sound & (ess >= num_particles / 10) & (khat < MAX_KHAT) & (rounding(value) < MAX_ROUNDING),
     )
+
+
+def rounding(value: Array) -> Array:
+    """What the last digit of log Z hides, in nats; zero where that is nothing to speak of.
+
+    An energy with a large constant in it has no more digits than that constant leaves.
+
+    Example:
+        >>> float(rounding(jnp.float32(1e6))), float(rounding(jnp.float32(10.0)))
+        (0.11920929, 0.0)
+    """
+    value = jax.lax.stop_gradient(value)
+    hidden = jnp.finfo(value.dtype).eps * jnp.abs(value)
+    return jnp.where((hidden > 1e-4) & jnp.isfinite(hidden), hidden, 0.0)
 
 
 def safe_logsumexp(terms: Array, axis: int = 0) -> Array:

@@ -13,7 +13,7 @@ from ebm_ppl.errors import SMCFailure
 from ebm_ppl.kernels.smc import SMCResult, run_tempered_smc
 from ebm_ppl.kernels.tempered import check_target_ess
 from ebm_ppl.normalizer.importance import check_reference
-from ebm_ppl.normalizer.result import LogNormalizer
+from ebm_ppl.normalizer.result import LogNormalizer, rounding
 from ebm_ppl.normalizer.unconstrained import (
     coding_of,
     constrain,
@@ -232,7 +232,8 @@ def _estimate(key: Key, ebm: Any, reference: Any, kernel: Kernel, *options: Any)
     def by_row(x: Array) -> Array:
         return x.reshape(ebm.batch_shape)
 
-    variance = record.relative_variance
+    # Every temperature adds a share of a constant in the energy, each time with the last digit of the sum.
+    variance = record.relative_variance + (2.0 * rounding(record.log_normalizer)) ** 2
     # Weighted backwards the same steps say the same of the same law, up to the noise of the estimate.
     is_reversible = jnp.abs(record.reversal_gap) <= MAX_GAP * jnp.sqrt(variance)
     is_collapsed, is_uncovered = jax.vmap(lambda one: (one.is_collapsed, one.is_uncovered))(record)
