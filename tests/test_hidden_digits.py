@@ -1,4 +1,4 @@
-"""What an estimate of log Z cannot know, it says: digits behind a large constant, and mass that its reference leaves out."""
+"""What an estimate of log Z cannot know, it says: digits behind a large constant, mass that a reference leaves out."""
 
 import jax
 import jax.numpy as jnp
