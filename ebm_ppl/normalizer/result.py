@@ -115,8 +115,8 @@ def rounding(value: Array) -> Array:
     An energy with a large constant in it has no more digits than that constant leaves.
 
     Example:
-        >>> float(rounding(jnp.float32(1e6))), float(rounding(jnp.float32(10.0)))
-        (0.11920929, 0.0)
+        >>> round(float(rounding(jnp.float32(1e6))), 3), float(rounding(jnp.float32(10.0)))
+        (0.119, 0.0)
     """
     value = jax.lax.stop_gradient(value)
     hidden = jnp.finfo(value.dtype).eps * jnp.abs(value)
