@@ -26,6 +26,7 @@ import ebm_ppl as ebm
 from ebm_ppl import flows, kernels, normalizer, objectives, potentials, recipes
 from ebm_ppl.diagnostics import diagnose, rhat
 from ebm_ppl.flows.fitting import default_optimizer
+from tests.benchmarks._seeds import Runs, table_of_seeds
 
 SEEDS = 3
 PLANE = dist.Normal(0.0, 1.0).expand([2]).to_event(1)
@@ -274,29 +275,23 @@ def run_all(path: Path, only: str = "") -> dict[str, dict[str, Any]]:
 
 
 def table(done: dict[str, dict[str, Any]]) -> str:
-    """The table of the documentation, a row per case and its seeds in their order."""
-    lines = [
-        "| problem, method | error of mode weights | largest | nats worse than the truth | R-hat | moved by the flow "
-        "| pool ESS | sampler | model |",
-        "|---|---|---|---|---|---|---|---|---|",
+    """The table of the documentation."""
+    columns = ["problem, method", "error of mode weights", "largest", "nats worse than the truth", "R-hat"]
+    return table_of_seeds([*columns, "moved by the flow", "pool ESS"], done, CASES, SEEDS, _cells)
+
+
+def _cells(runs: Runs) -> list[str]:
+    return [
+        _cell(runs, "mean_error", ".3f"),
+        _cell(runs, "max_error", ".3f"),
+        " / ".join(_nats(one) for one in runs),
+        _cell(runs, "rhat", ".3f"),
+        _cell(runs, "accepted", ".2f"),
+        _cell(runs, "pool_ess", ".2f"),
     ]
-    for case in CASES:
-        runs = [done[f"{case}/{seed}"] for seed in range(SEEDS) if f"{case}/{seed}" in done]
-        if runs:
-            cells = [
-                _cell(runs, "mean_error", ".3f"),
-                _cell(runs, "max_error", ".3f"),
-                " / ".join(_nats(one) for one in runs),
-                _cell(runs, "rhat", ".3f"),
-                _cell(runs, "accepted", ".2f"),
-                _cell(runs, "pool_ess", ".2f"),
-                *(" / ".join(dict.fromkeys(one[whom] for one in runs)) for whom in ("sampler", "model")),
-            ]
-            lines.append("| " + " | ".join([case, *cells]) + " |")
-    return "\n".join(lines) + "\n"
 
 
-def _cell(runs: list[dict[str, Any]], name: str, form: str) -> str:
+def _cell(runs: Runs, name: str, form: str) -> str:
     return " / ".join(f"{one[name]:{form}}" for one in runs) if name in runs[0] else "-"
 
 

@@ -22,6 +22,7 @@ import optax
 import ebm_ppl as ebm
 from ebm_ppl import flows, kernels, normalizer, potentials, recipes
 from ebm_ppl.diagnostics import diagnose
+from tests.benchmarks._seeds import Runs, table_of_seeds
 
 SEEDS, NUM_UPDATES, NUM_ROWS, BATCH_SIZE = 3, 3000, 20_000, 128
 SCALE, BUDGET = 0.1, 600_000
@@ -137,23 +138,17 @@ def run_all(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def table(done: dict[str, dict[str, Any]]) -> str:
-    """The table of the documentation, a row per method and its seeds in their order."""
-    lines = [
-        "| companion, chains | nats worse than the truth | largest error of 25 mode weights | negatives within 3 sd "
-        "| sampler | model |",
-        "|---|---|---|---|---|---|",
+    """The table of the documentation."""
+    columns = ["companion, chains", "nats worse than the truth", "largest error of 25 mode weights"]
+    return table_of_seeds([*columns, "negatives within 3 sd"], done, METHODS, SEEDS, _cells)
+
+
+def _cells(runs: Runs) -> list[str]:
+    return [
+        " / ".join(f"{one['excess']:.3f} ± {one['excess_error']:.3f}" for one in runs),
+        " / ".join(f"{one['max_weight_error']:.3f}" for one in runs),
+        " / ".join(f"{one['near']:.0%}" for one in runs),
     ]
-    for method in METHODS:
-        runs = [done[f"{method}/{seed}"] for seed in range(SEEDS) if f"{method}/{seed}" in done]
-        if runs:
-            cells = [
-                " / ".join(f"{one['excess']:.3f} ± {one['excess_error']:.3f}" for one in runs),
-                " / ".join(f"{one['max_weight_error']:.3f}" for one in runs),
-                " / ".join(f"{one['near']:.0%}" for one in runs),
-                *(" / ".join(dict.fromkeys(one[whom] for one in runs)) for whom in ("sampler", "model")),
-            ]
-            lines.append("| " + " | ".join([method, *cells]) + " |")
-    return "\n".join(lines) + "\n"
 
 
 def figure(done: dict[str, dict[str, Any]]) -> Any:
