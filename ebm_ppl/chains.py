@@ -6,6 +6,7 @@ With rows, its arrays have one more leading axis, ``(row, chain, *unconstrained)
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -13,11 +14,22 @@ import jax.numpy as jnp
 
 from ebm_ppl.distributions import EBM
 from ebm_ppl.kernels.discrete import find_values, values_of_support
+from ebm_ppl.partials import function_behind
 from ebm_ppl.regions import describe_region, is_whole_space
 from ebm_ppl.rows import RowPotential, UnconstrainedPotential
 from ebm_ppl.sampling import advance, chains_at, is_discrete_kernel
 from ebm_ppl.supports import is_circular
-from ebm_ppl.types import Array, Density, Info, Kernel, Key, Potential, SamplerState
+from ebm_ppl.types import (
+    Array,
+    Density,
+    FreshPopulation,
+    Info,
+    Kernel,
+    Key,
+    Potential,
+    SamplerState,
+    WeightedPopulation,
+)
 
 
 def init_chains(
@@ -190,12 +202,29 @@ def chain_potential(row: RowPotential) -> Potential:
     return row.ebm.potential if row.is_bare and is_structured else row
 
 
+def draws_afresh(kernel: Kernel) -> bool:
+    """Whether one step of a kernel may draw its chains anew, see :class:`~ebm_ppl.types.FreshPopulation`."""
+    func = function_behind(kernel)
+    return isinstance(func, FreshPopulation) and func.draws_afresh
+
+
+def _refuse_weights(potential: Potential, sampler: SamplerState) -> None:
+    algorithm: Any = sampler.kernel(potential)
+    carried = () if sampler.auxiliary is None else (sampler.auxiliary,)
+    state = jax.eval_shape(algorithm.init, sampler.position, jax.random.key(0), *carried)
+    if isinstance(state, WeightedPopulation):
+        raise ValueError(
+            "kernel: got one that weights its chains, expected one whose draws count alike: a simulated site has no weights. "
+            "Of a diffusion sampler take kernels.raw_diffusion, or kernels.diffusion with correction='metropolis'."
+        )
+
+
 class ChainSimulator(eqx.Module):
     """A simulator for :class:`~ebm_ppl.distributions.EBM` that runs one fresh chain per draw.
 
     Attributes:
         kernel: From :mod:`ebm_ppl.kernels`.
-        num_steps: Kernel steps of every chain, at least 2.
+        num_steps: Kernel steps of every chain, at least 2; a kernel whose steps draw anew also takes 1.
         receiver: Called with the diagnostics of every simulation, while it is being traced.
 
     Example:
@@ -214,20 +243,29 @@ class ChainSimulator(eqx.Module):
         """Draws ``(num_samples, *event)`` and diagnostics ``(num_samples,)``.
 
         ``acceptance_rate`` is the mean over the steps; ``energy_drift`` the energy at the end minus that half way: over
-        many draws its mean is zero if the chains had arrived by then.
+        many draws its mean is zero if the chains had arrived by then. A single step has no half way, and no drift.
+
+        Raises:
+            ValueError: the kernel weights its chains.
         """
         init_key, first_key, second_key = jax.random.split(key, 3)
         every_row = init_chains(init_key, potential.ebm, num_samples, self.kernel)
         position = every_row.position[potential.row] if potential.ebm.batch_shape else every_row.position
         target = chain_potential(potential)
-        sampler, _ = advance(first_key, target, chains_at(position, self.kernel), self.num_steps // 2)
-        half_way = jax.vmap(target)(sampler.position)
-        sampler, info = advance(second_key, target, sampler, self.num_steps - self.num_steps // 2)
+        sampler = chains_at(position, self.kernel)
+        _refuse_weights(target, sampler)
+        diagnostics = {}
+        if self.num_steps == 1:
+            sampler, info = advance(second_key, target, sampler, 1)
+        else:
+            sampler, _ = advance(first_key, target, sampler, self.num_steps // 2)
+            half_way = jax.vmap(target)(sampler.position)
+            sampler, info = advance(second_key, target, sampler, self.num_steps - self.num_steps // 2)
+            diagnostics["energy_drift"] = jax.vmap(target)(sampler.position) - half_way
         draws = sampler.position
         if not potential.support.is_discrete:
             draws, _ = jax.vmap(potential.to_event)(draws)
-        drift = jax.vmap(target)(sampler.position) - half_way
-        return draws, {"acceptance_rate": info.acceptance_rate, "energy_drift": drift}
+        return draws, {"acceptance_rate": info.acceptance_rate, **diagnostics}
 
     def report(self, diagnostics: dict[str, Array]) -> None:
         """Pass the diagnostics on."""

@@ -26,9 +26,11 @@ from ebm_ppl.objectives import (
     persistent_contrastive_divergence,
     stateless,
 )
+from ebm_ppl.potentials import Fixed, Tilted
 from ebm_ppl.types import SamplerState
 from tests.wells import GRID, PARAMETERS, Wells, exact_gradient
 
+KEY = jax.random.key(0)
 BATCH = np.array([-1.2, -0.9, 0.4, 0.8, 0.9, 1.0, 1.1, 1.3])
 
 
@@ -135,6 +137,48 @@ def test_the_game_is_at_rest_at_the_regularised_equilibrium(weight):
     divergence = np.sum(DATA * (np.log(DATA) - law))
     assert divergence < {1.0: 0.5, 0.01: 1e-3}[weight]  # without a weight the game ends at the data
     assert np.ptp(energies) <= 1 / weight
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.1])
+def test_the_game_played_ends_at_the_regularised_equilibrium(weight):
+    """Gradient steps of the energy against a sampler that answers each of them: twelve states, to 1e-6."""
+    with jax.enable_x64(True):
+        batch = jnp.asarray(np.repeat(np.arange(12.0), COUNTS))
+        data = jnp.asarray(DATA)
+        base = jnp.log(jnp.asarray(np.linspace(1.0, 2.0, 12) / np.linspace(1.0, 2.0, 12).sum()))
+
+        def loss(table, answer):
+            potential = Tilted(Partial(lambda t, x: t[x.astype(int)], table), Fixed(_Table(base)))
+            sampler = SamplerState(jnp.arange(12.0), base - answer, STILL)
+            return generalized_contrastive_divergence(potential, sampler, batch, KEY, energy_weight=weight)[0]
+
+        @jax.jit
+        def play(table):
+            def update(table, _):
+                law = jax.nn.softmax(base - table)
+                # Of the energy's quadratic loss the curvature at each state; half of it, for the sampler answers too.
+                return table - jax.grad(loss)(table, table) / (4.0 * weight * (data + law)), None
+
+            return jax.lax.scan(update, table, length=4000)[0]
+
+        table = play(jnp.zeros(12))
+        law = jax.nn.softmax(base - table)
+        best = -jnp.tanh(0.5 * jnp.log(data / law)) / (2.0 * weight)
+        np.testing.assert_allclose(table, best, atol=1e-6)
+        assert jnp.abs(table).max() <= 1 / (2 * weight)
+        # log q - log base + log Z is minus the energy, and the price of the penalty is not nothing.
+        log_z = jax.nn.logsumexp(base - table)
+        np.testing.assert_allclose(jnp.log(law) - base + log_z, -best, atol=1e-6)
+        assert jnp.abs(law - data).max() > 1e-3
+
+
+class _Table(NamedTuple):
+    """A base over twelve states."""
+
+    log_mass: Any
+
+    def log_prob(self, x):
+        return self.log_mass[x.astype(int)]
 
 
 @pytest.mark.parametrize("variance", [0.5, 2.0])

@@ -13,7 +13,8 @@ class SimulationSummary(NamedTuple):
         acceptance_rate: Mean over them.
         drift: Mean change of the energy over the second half of the chains, in standard errors: many of them from zero, and
             the chains were still on their way.
-        arrived: Whether ``|drift| < 5`` and the acceptance rate is above .05; says nothing about modes no chain found.
+        arrived: Whether ``|drift| < 5`` and the acceptance rate is above .05; says nothing about modes no chain found. Draws
+            of a single step have no drift (NaN) and are never said to have arrived: nothing was looked at.
     """
 
     num_draws: int
@@ -45,7 +46,7 @@ def simulation_summary(draws: dict[str, Any]) -> dict[str, SimulationSummary]:
         if not name.endswith("$acceptance_rate"):
             continue
         site = name.removesuffix("$acceptance_rate")
-        drift = np.asarray(draws[f"{site}$energy_drift"], np.float64).ravel()
+        drift = np.asarray(draws.get(f"{site}$energy_drift", np.full(np.shape(rate), np.nan)), np.float64).ravel()
         error = drift.std(ddof=1) / np.sqrt(drift.size) if drift.size > 1 else np.nan
         z = float(drift.mean() / error) if error > 0 else (0.0 if not drift.any() else np.nan)
         acceptance = float(np.mean(np.asarray(rate)))

@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ebm_ppl.checks import check_count
+from ebm_ppl.checks import check_count, check_positive
 from ebm_ppl.types import Array, Event, Key, Scalar
 
 
@@ -107,6 +107,7 @@ class ValueNetwork(eqx.Module):
         depth: Number of hidden layers.
         activation: Smooth nonlinearity; policies differentiate the value in ``x``.
         zero_init: Start at ``V = 0``.
+        scale: Unit of the value: the output is multiplied by it. For an energy ``network / tau``, one over ``tau``.
 
     Raises:
         ValueError: a size is not positive.
@@ -125,6 +126,7 @@ class ValueNetwork(eqx.Module):
 
     network: TimeMLP
     offset: Array
+    scale: float = eqx.field(static=True)
 
     def __init__(
         self,
@@ -136,7 +138,9 @@ class ValueNetwork(eqx.Module):
         depth: int = 2,
         activation: Callable[[Array], Array] = jax.nn.silu,
         zero_init: bool = True,
+        scale: float = 1.0,
     ):
+        self.scale = float(check_positive("scale", scale))
         num_times = check_count("num_steps", num_steps) + 1
         self.network = TimeMLP(
             event_shape,
@@ -152,7 +156,7 @@ class ValueNetwork(eqx.Module):
 
     def __call__(self, time: int | Array, event: Array) -> Scalar:
         """Value of one event at one time."""
-        return self.network(time, event) + self.offset[time]
+        return self.scale * (self.network(time, event) + self.offset[time])
 
 
 class AtTime(eqx.Module):

@@ -7,7 +7,7 @@ from typing import Any
 import numpyro
 from numpyro.primitives import Messenger
 
-from ebm_ppl.chains import ChainSimulator
+from ebm_ppl.chains import ChainSimulator, draws_afresh
 from ebm_ppl.checks import check_count
 from ebm_ppl.distributions import Simulator, find_ebms, map_ebms
 from ebm_ppl.types import Array, Kernel
@@ -25,12 +25,14 @@ class simulate(Messenger):
     Args:
         fn: A NumPyro model.
         kernel: From :mod:`ebm_ppl.kernels`. It acts in unconstrained space.
-        num_steps: Kernel steps per draw, at least 2.
+        num_steps: Kernel steps per draw, at least 2. A kernel whose steps draw anew also takes 1, without
+            ``x$energy_drift``: with :func:`ebm_ppl.kernels.raw_diffusion` and a sampler that was trained for the energy, a
+            draw then costs the ``T`` evaluations of that sampler's network.
         sampler: Instead of a kernel, an exact or learned simulator ``(key, potential, num_samples) -> samples``.
 
     Raises:
         TypeError: neither or both of ``kernel`` and ``sampler`` were given.
-        ValueError: ``num_steps < 2``.
+        ValueError: too small a ``num_steps``, or (when drawn from) a kernel that weights its chains.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, ebm_ppl as ebm
@@ -56,7 +58,8 @@ class simulate(Messenger):
             given = "neither" if kernel is None else "both"
             raise TypeError(f"kernel, sampler: got {given}, expected one of them.")
         self._kernel, self._sampler = kernel, sampler
-        self._num_steps = check_count("num_steps", num_steps, 2)
+        fewest = 1 if kernel is not None and draws_afresh(kernel) else 2
+        self._num_steps = check_count("num_steps", num_steps, fewest)
         self._reports: dict[int, dict[str, Array]] = {}
         self._names: dict[int, str] = {}
 

@@ -18,6 +18,12 @@ from ebm_ppl.objectives.noise_contrastive import noise_contrastive_estimation as
 from ebm_ppl.objectives.noise_contrastive import (
     ranking_noise_contrastive_estimation as ranking_noise_contrastive_estimation,
 )
+from ebm_ppl.objectives.policy_improvement import pathwise_policy_loss as pathwise_policy_loss
+from ebm_ppl.objectives.policy_improvement import policy_improvement as policy_improvement
+from ebm_ppl.objectives.policy_improvement import reinforce_policy_loss as reinforce_policy_loss
+from ebm_ppl.objectives.policy_improvement import running_costs as running_costs
+from ebm_ppl.objectives.policy_improvement import temporal_difference_loss as temporal_difference_loss
+from ebm_ppl.objectives.policy_improvement import velocity_loss as velocity_loss
 from ebm_ppl.objectives.pseudo_likelihood import pseudo_likelihood as pseudo_likelihood
 from ebm_ppl.objectives.pseudo_likelihood import ratio_matching as ratio_matching
 from ebm_ppl.objectives.recovery import RecoveryPotential as RecoveryPotential

@@ -9,6 +9,7 @@ from jax.tree_util import Partial
 
 from ebm_ppl.checks import check_not_negative
 from ebm_ppl.partials import comparable
+from ebm_ppl.potentials import Tilted
 from ebm_ppl.types import Array, Batch, Key, Metrics, Objective, Potential, PyTree, SamplerState, Scalar
 from ebm_ppl.weights import normalized_weights
 
@@ -96,6 +97,8 @@ def gradient_penalty(
 def energy_square(potential: Potential, batch: Batch, negatives: SamplerState | None) -> Scalar:
     """``mean U(batch)^2 + sum_i w_i U(negative_i)^2``, the negatives and their weights constant.
 
+    Of a tilted energy ``U - log base`` it is ``U`` alone that is squared: the base is no part of what is learned.
+
     Args:
         potential: Energy of one event.
         batch: Rows ``(row, *event)``.
@@ -106,6 +109,8 @@ def energy_square(potential: Potential, batch: Batch, negatives: SamplerState | 
         >>> float(energy_square(lambda x: x, jnp.array([1.0, 3.0]), None))
         5.0
     """
+    if isinstance(potential, Tilted):
+        potential = potential.potential
     total = jnp.mean(jax.vmap(potential)(batch) ** 2)
     if negatives is None:
         return total
