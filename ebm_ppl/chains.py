@@ -214,8 +214,8 @@ def _refuse_weights(potential: Potential, sampler: SamplerState) -> None:
     state = jax.eval_shape(algorithm.init, sampler.position, jax.random.key(0), *carried)
     if isinstance(state, WeightedPopulation):
         raise ValueError(
-            "kernel: got one that weights its chains, expected one whose draws count alike: a simulated site has no weights. "
-            "Of a diffusion sampler take kernels.raw_diffusion, or kernels.diffusion with correction='metropolis'."
+            "kernel: got one that weights its chains, expected one whose draws count alike: a simulated site has no "
+            "weights. Of a diffusion sampler take kernels.raw_diffusion, or kernels.diffusion with correction='metropolis'."
         )
 
 

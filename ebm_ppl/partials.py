@@ -1,8 +1,10 @@
-"""Functions with bound arguments: kernels and objectives are such, and are compared and looked into as such."""
+"""Functions with bound arguments: kernels, potentials and objectives are such, and are compared and looked into as such."""
 
 import functools
 from typing import Any
 
+import equinox as eqx
+import jax
 from jax.tree_util import Partial
 
 
@@ -30,3 +32,13 @@ def function_behind(kernel: Any) -> Any:
         True
     """
     return kernel.func if isinstance(kernel, Partial) else kernel
+
+
+def as_constants(tree: Any) -> Any:
+    """A pytree of the same kind whose arrays are constants to every derivative.
+
+    Example:
+        >>> float(jax.grad(lambda x: x * as_constants({"x": x})["x"])(3.0))
+        3.0
+    """
+    return jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_array(leaf) else leaf, tree)

@@ -13,7 +13,7 @@ from jax.tree_util import Partial
 
 from ebm_ppl.checks import as_array, check_count, check_potential, is_traced
 from ebm_ppl.info import count_start, run_steps
-from ebm_ppl.partials import function_behind
+from ebm_ppl.partials import as_constants, function_behind
 from ebm_ppl.types import (
     Array,
     AuxiliaryKernel,
@@ -254,7 +254,8 @@ def _after(sampler: SamplerState, state: Any, num_steps: int) -> SamplerState:
 
 
 def _advance(key: Key, potential: Potential, sampler: SamplerState, num_steps: int) -> tuple[SamplerState, Info]:
-    potential, sampler = _constants((potential, sampler))
+    # Negatives are constants of the loss: no gradient flows into or out of a chain.
+    potential, sampler = as_constants((potential, sampler))
     init_key, run_key = jax.random.split(key)
     step, state = _population(init_key, potential, sampler)
     # A state of positions alone was made without looking at the energy.
@@ -262,7 +263,7 @@ def _advance(key: Key, potential: Potential, sampler: SamplerState, num_steps: i
     before = _potential_of(state)
     state, info = run_steps(step, jax.random.split(run_key, num_steps), state)
     info = info._replace(potential_before=before, potential_after=_potential_of(state))
-    return _constants((_after(sampler, state, num_steps), count_start(info, is_evaluated)))
+    return as_constants((_after(sampler, state, num_steps), count_start(info, is_evaluated)))
 
 
 def _potential_of(state: Any) -> Array | None:
@@ -274,7 +275,7 @@ def _potential_of(state: Any) -> Array | None:
 def _draw(
     key: Key, potential: Potential, sampler: SamplerState, num_draws: int, num_steps: int
 ) -> tuple[SamplerState, Draws]:
-    potential, sampler = _constants((potential, sampler))
+    potential, sampler = as_constants((potential, sampler))
     init_key, run_key = jax.random.split(key)
     step, state = _population(init_key, potential, sampler)
 
@@ -296,16 +297,11 @@ def _draw(
         num_nonfinite=info.num_nonfinite,
         statistics=info.statistics,
     )
-    return _constants(_after(sampler, state, num_draws * num_steps)), draws
+    return as_constants(_after(sampler, state, num_draws * num_steps)), draws
 
 
 _compiled_advance = eqx.filter_jit(_advance)
 _compiled_draw = eqx.filter_jit(_draw)
-
-
-def _constants(tree: PyTree) -> PyTree:
-    """Negatives are constants of the loss: no gradient flows into or out of a chain."""
-    return jax.tree.map(lambda x: jax.lax.stop_gradient(x) if eqx.is_array(x) else x, tree)
 
 
 def restart(key: Key, sampler: SamplerState, fresh: PyTree, probability: float | Array) -> SamplerState:

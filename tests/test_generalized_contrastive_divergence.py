@@ -65,6 +65,7 @@ def test_the_energy_and_the_sampler_come_to_the_data(trained):
     # The free energy is above minus log Z, and near it. The energies are within 1 / (2 gamma tau) of the base.
     assert history["sampler_free_energy"][-100:].mean() > -history["sampler_log_normalizer"][-100:].mean()
     assert history["sampler_step_scale"].shape == (1000, 4)
+    assert 0.8 < history["evaluation_variance_ratio"][-1] < 1.25
 
 
 def test_the_sampler_is_an_ordinary_kernel_afterwards(trained):
@@ -146,11 +147,11 @@ def test_the_policy_gradient_of_the_baseline_learns_too(key):
 def test_without_entropy_the_sampler_collapses_and_says_so(key):
     with pytest.warns(RuntimeWarning, match="collapsed onto few events"):
         _, history = generalized_contrastive_divergence(
-            key, rows(key), num_updates=400, num_pretraining=100, temperature=1.0, entropy_weight=0.0,
-            velocity_weight=0.0, step_optimizer=optax.adam(0.05), **small(key),
+            key, rows(key), num_updates=600, num_pretraining=100, temperature=1.0, entropy_weight=0.0,
+            velocity_weight=0.0, policy_optimizer=optax.adam(3e-3), step_optimizer=optax.adam(0.03), **small(key),
         )  # fmt: skip
-    assert history["sampler_step_scale"][-1].min() < 0.02
-    assert history["sampler_weight_ess"][-1] < 0.2
+    assert history["evaluation_variance_ratio"].min() < 0.1
+    assert history["sampler_weight_ess"][-100:].mean() < 0.2
 
 
 def test_the_penalty_is_of_what_is_learned():
@@ -182,7 +183,7 @@ def test_the_penalty_is_of_what_is_learned():
 )
 def test_bad_arguments_are_refused(key, options, error, text):
     with pytest.raises(error, match=text):
-        generalized_contrastive_divergence(key, rows(key, 64), num_updates=1, **{"num_pretraining": 0, **options})
+        generalized_contrastive_divergence(key, rows(key, 256), num_updates=1, **{"num_pretraining": 0, **options})
 
 
 def test_a_state_without_such_a_sampler_is_refused():

@@ -1,6 +1,7 @@
 """Values and policies of a diffusion sampler against linear-quadratic control, quadrature and closed forms."""
 
 import functools
+import itertools
 
 import equinox as eqx
 import jax
@@ -128,12 +129,13 @@ def test_soft_values_of_a_mixture_are_its_diffused_density(key):
                 jnp.log(weights) - 0.5 * (x - means) ** 2 / spread - 0.5 * jnp.log(2.0 * jnp.pi * spread)
             )
 
-        for time in range(3):
-            for x in (-3.0, 0.0, 1.0):
-                noising = jax.vmap(lambda y: sampler.backward.log_prob(time, jnp.array([x]), y[None]))(nodes)
-                later = jax.vmap(lambda y: value(time + 1, y))(nodes)
-                found = -jnp.log(jnp.trapezoid(jnp.exp(noising - later), nodes))
-                np.testing.assert_allclose(found, value(time, x), rtol=1e-9)
+        def by_quadrature(time, x):
+            noising = jax.vmap(lambda y: sampler.backward.log_prob(time, jnp.array([x]), y[None]))(nodes)
+            later = jax.vmap(lambda y: value(time + 1, y))(nodes)
+            return -jnp.log(jnp.trapezoid(jnp.exp(noising - later), nodes))
+
+        for time, x in itertools.product(range(3), (-3.0, 0.0, 1.0)):
+            np.testing.assert_allclose(by_quadrature(time, x), value(time, x), rtol=1e-9)
 
 
 def test_values_of_a_policy_that_is_not_the_best_are_its_expected_costs(key):
@@ -240,7 +242,9 @@ def test_the_bound_is_the_divergence_of_trajectories_and_the_noising_has_its_bes
         sampler = affine_sampler(1, retention=1.0)
         weight = (slope - sampler.schedule.retention) / sampler.schedule.residual_scale
         sampler = eqx.tree_at(
-            lambda s: (s.network.slope, s.log_step_scale), sampler, (jnp.asarray(weight)[:, None], jnp.log(jnp.array([scale])))
+            lambda s: (s.network.slope, s.log_step_scale),
+            sampler,
+            (jnp.asarray(weight)[:, None], jnp.log(jnp.array([scale]))),
         )
         variance = slope**2 + scale**2
         marginal = 0.5 * (CURVATURE * variance - 1.0 - np.log(CURVATURE * variance))
@@ -288,7 +292,9 @@ def test_no_part_moves_by_the_loss_of_another(key):
     compiled = lambda loss: eqx.filter_jit(eqx.filter_grad(loss))
     of_value = compiled(lambda v: temporal_difference_loss(v, energy, rollout))(pair.value)
     of_policy = compiled(
-        lambda p: pathwise_policy_loss(p, pair.value, energy, rollout.states, step_key) + velocity_loss(p, rollout.states)
+        lambda p: (
+            pathwise_policy_loss(p, pair.value, energy, rollout.states, step_key) + velocity_loss(p, rollout.states)
+        )
     )(pair.policy)
     same = functools.partial(jax.tree.map, functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=1e-6))
     same(gradient.value, of_value)
@@ -307,7 +313,9 @@ def test_the_optimizer_moves_what_it_should_and_nothing_else(key):
     ones = jax.tree.map(lambda x: jnp.ones_like(x) if eqx.is_inexact_array(x) else x, kernel)
     ones = eqx.filter(ones, eqx.is_inexact_array)
     parts = {"policy": 1.0, "value": 10.0, "step_scale": 100.0}
-    optimizer = actor_critic_optimizer(**{name: optax.sgd(rate) for name, rate in parts.items()}, velocity=optax.sgd(1e3))
+    optimizer = actor_critic_optimizer(
+        **{name: optax.sgd(rate) for name, rate in parts.items()}, velocity=optax.sgd(1e3)
+    )
     steps, _ = optimizer.update(ones, optimizer.init(ones), ones)
     found = steps.keywords["sampler"]
     sizes = {
@@ -376,12 +384,16 @@ def test_the_loop_with_k_kernel_steps_is_contrastive_divergence_bit_for_bit(key,
         **options,
     )
     jax.tree.map(
-        np.testing.assert_array_equal, eqx.filter(plain.potential, eqx.is_array), eqx.filter(game.potential, eqx.is_array)
+        np.testing.assert_array_equal,
+        eqx.filter(plain.potential, eqx.is_array),
+        eqx.filter(game.potential, eqx.is_array),
     )
     np.testing.assert_array_equal(plain.sampler.position, game.sampler.position)
     for name, values in history.items():
         np.testing.assert_array_equal(values, played[name], err_msg=name)
-    moved = jax.tree.map(lambda a, b: np.any(a != b), eqx.filter(net, eqx.is_array), eqx.filter(plain.potential, eqx.is_array))
+    moved = jax.tree.map(
+        lambda a, b: np.any(a != b), eqx.filter(net, eqx.is_array), eqx.filter(plain.potential, eqx.is_array)
+    )
     assert any(jax.tree.leaves(moved))
 
 
@@ -389,7 +401,7 @@ def test_the_loop_with_k_kernel_steps_is_contrastive_divergence_bit_for_bit(key,
 def test_contrastive_divergence_leaves_its_third_term_out(key, num_steps, two_terms):
     """Gaussian data, U = theta x^2 / 2, Langevin steps: their variance follows c <- (1 - h theta)^2 c + 2 h.
 
-    The gradient of the whole objective has a third term, -.0422 at one step and -.0130 at fifty; the likelihood's is -.8167.
+    The third term is -.0422 at one step and -.0130 at fifty; the likelihood's gradient is -.8167.
     """
     variance, theta, step = 1.7, 0.3, 0.1
     rows = np.sqrt(variance) * np.asarray(jax.random.normal(key, (50_000,)), float)
@@ -425,7 +437,9 @@ def test_a_sampler_that_cannot_follow_leaves_the_energy_adrift():
         @jax.grad
         def gradient(coupling, weight):
             potential = jax.tree_util.Partial(lambda a, x: a * x[0] * x[1], coupling)
-            return generalized_contrastive_divergence(potential, sampler, rows, jax.random.key(0), energy_weight=weight)[0]
+            return generalized_contrastive_divergence(
+                potential, sampler, rows, jax.random.key(0), energy_weight=weight
+            )[0]
 
         for coupling in (-1.0, 0.0, 5.0):
             np.testing.assert_allclose(gradient(coupling, 0.0), covariance[0, 1], rtol=1e-9)
@@ -436,8 +450,8 @@ def test_a_sampler_that_cannot_follow_leaves_the_energy_adrift():
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [
-        (lambda chains, key: policy_improvement(energy, chains, None, key, gradient="ddpg"), ValueError, "gradient: got 'ddpg'"),
-        (lambda chains, key: policy_improvement(energy, chains, None, key, entropy_weight=-1.0), ValueError, "entropy_weight"),
+        (lambda chains, key: policy_improvement(energy, chains, None, key, gradient="ddpg"), ValueError, "got 'ddpg'"),
+        (lambda chains, key: policy_improvement(energy, chains, None, key, entropy_weight=-1.0), ValueError, "entropy_w"),
         (lambda chains, key: policy_improvement(energy, chains, None, key, num_samples=0), ValueError, "num_samples"),
         (lambda chains, key: policy_improvement(energy, None, None, key), TypeError, "sampler"),
         (

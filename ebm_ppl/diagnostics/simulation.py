@@ -13,8 +13,8 @@ class SimulationSummary(NamedTuple):
         acceptance_rate: Mean over them.
         drift: Mean change of the energy over the second half of the chains, in standard errors: many of them from zero, and
             the chains were still on their way.
-        arrived: Whether ``|drift| < 5`` and the acceptance rate is above .05; says nothing about modes no chain found. Draws
-            of a single step have no drift (NaN) and are never said to have arrived: nothing was looked at.
+        arrived: Whether ``|drift| < 5`` and the acceptance rate is above .05; says nothing about modes no chain found.
+            Draws of a single step have no drift (NaN) and are never said to have arrived: nothing was looked at.
     """
 
     num_draws: int

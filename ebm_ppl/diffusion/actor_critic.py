@@ -22,8 +22,8 @@ class ActorCritic(eqx.Module):
 
     Args:
         policy: The diffusion sampler.
-        value: Values at the times ``0 ... T - 1``, in units of ``kT`` as energies are, such as a :class:`ValueNetwork`. What
-            it says at ``T`` is not used: there the value is the energy.
+        value: Values at the times ``0 ... T - 1``, in units of ``kT`` as energies are, such as a :class:`ValueNetwork`.
+            What it says at ``T`` is not used: there the value is the energy.
 
     Raises:
         TypeError: ``policy`` is no diffusion sampler, or ``value`` is not callable.

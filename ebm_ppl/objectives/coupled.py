@@ -3,15 +3,15 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 
 from ebm_ppl.checks import check_count
 from ebm_ppl.kernels.coupled import Pairs, coupled, is_equal
 from ebm_ppl.objectives.contrastive import rows_like_chains
+from ebm_ppl.partials import as_constants
 from ebm_ppl.sampling import chains_at, check_sampler, is_discrete_kernel
-from ebm_ppl.types import Array, Batch, Key, Metrics, Potential, PyTree, SamplerState, Scalar
+from ebm_ppl.types import Array, Batch, Key, Metrics, Potential, SamplerState, Scalar
 
 
 def coupled_contrastive_divergence(
@@ -89,7 +89,7 @@ def coupled_contrastive_divergence(
     energy, held = jax.closure_convert(lambda event: potential(event), event)
     fixed = jax.lax.stop_gradient(held)
     # Discrete kernels ask the potential for more than its energy.
-    target = _constant(potential) if is_discrete_kernel(sampler.kernel) else lambda event: energy(event, *fixed)
+    target = as_constants(potential) if is_discrete_kernel(sampler.kernel) else lambda event: energy(event, *fixed)
     run = _run(key, target, energy, fixed, sampler, batch, num_steps, num_averaged, max_steps)
     data = jax.vmap(potential)(batch)
     # Linear in the parameters: zero, with the gradient that was added up.
@@ -187,7 +187,3 @@ def _run(
         acceptance_rate=pairs.acceptance_rate.mean(),
     )
     return jax.lax.stop_gradient(jax.lax.while_loop(is_unfinished, advance, begin))
-
-
-def _constant(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: jax.lax.stop_gradient(x) if eqx.is_array(x) else x, tree)

@@ -8,7 +8,6 @@ and any noising ``r``. That is a control problem, and all that is known of polic
 
 from typing import Any, Literal
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
@@ -16,6 +15,7 @@ from jax.scipy.special import logsumexp
 from ebm_ppl.checks import check_count, check_not_negative
 from ebm_ppl.diffusion import ActorCritic, DiffusionSampler, Trajectory
 from ebm_ppl.objectives.contrastive import require_sampler
+from ebm_ppl.partials import as_constants
 from ebm_ppl.types import Array, Batch, Event, Key, Metrics, Potential, SamplerState, Scalar
 
 PolicyGradient = Literal["pathwise", "reinforce"]
@@ -67,8 +67,8 @@ def temporal_difference_loss(
     """``mean_i sum_t (c_t + V^{t+1}(x_{t+1}) - V^t(x_t))^2``, with the target ``c_t + V^{t+1}`` constant, ``V^T = U``.
 
     Time-local: every value learns from the next one alone. For a policy held fixed the minimum is the expected remaining
-    cost; for the best policy it is the soft value ``V^t(x) = -log ∫ exp(-U(x_T)) r(x_t ... x_{T-1} | x_T) dx_{t+1} ... dx_T``
-    at which every single residual is zero.
+    cost; for the best policy it is the soft value ``V^t(x) = -log ∫ exp(-U(x_T)) r(x_t ... x_{T-1} | x_T)`` over all that
+    comes after ``x_t = x``, at which every single residual is zero.
 
     Args:
         value: ``V(t, x)`` at the times ``0 ... T - 1``, such as :class:`ebm_ppl.diffusion.ValueNetwork`.
@@ -136,7 +136,7 @@ def pathwise_policy_loss(
         Yoon, Hwang, Kwon, Noh, Park (2024), arXiv:2407.00626, equation 11 and algorithm 1.
     """
     before = jax.lax.stop_gradient(states[:, :-1])
-    backward, value = _constant(policy.backward), _constant(value)
+    backward, value = as_constants(policy.backward), as_constants(value)
     num_samples, num_steps = before.shape[:2]
 
     def one(time: Array, step_key: Key, event: Event) -> tuple[Event, Scalar, Scalar]:
@@ -162,7 +162,7 @@ def reinforce_policy_loss(
     entropy_weight: float | Array = 1.0,
     velocity_weight: float | Array = 1.0,
 ) -> Scalar:
-    """``mean_i sum_t A_t log q(x_{t+1} | x_t)``, ``A_t = U(x_T) + sum_{s >= t} c_s - V^t(x_t)``: the score-function gradient.
+    """``mean_i sum_t A_t log q(x_{t+1} | x_t)`` of advantages ``U(x_T) + sum_{s >= t} c_s - V^t(x_t)``: REINFORCE.
 
     The baseline of the pathwise gradient: it needs no slope of the energy, it is exact whatever the values, which only
     lessen its variance, and it is far noisier.
@@ -251,8 +251,8 @@ def policy_improvement(
         num_samples: Rollouts; as many as chains when ``None``.
 
     Returns:
-        ``(loss, (sampler, metrics))``. Metrics: ``policy_loss``, ``value_loss``, ``velocity_loss``; ``free_energy``, an upper
-        bound ``E[U(x_T) + log q(x_0 ... x_T) / r]`` of ``-log Z``; ``log_normalizer``, the estimate by weights of
+        ``(loss, (sampler, metrics))``. Metrics: ``policy_loss``, ``value_loss``, ``velocity_loss``; ``free_energy``, an
+        upper bound ``E[U(x_T) + log q(x_0 ... x_T) / r]`` of ``-log Z``; ``log_normalizer``, the estimate by weights of
         trajectories, so that the two together bound ``KL(q || exp(-U) / Z)``; ``weight_ess``, effective fraction of the
         rollouts in (0, 1]; and the scales ``step_scale`` and ``velocity_scale``, ``(T,)``. Steps that go to zero are the
         mark of a collapse.
@@ -285,7 +285,7 @@ def policy_improvement(
             "policy, value)): its steps are judged by a value function."
         )
     num_samples = sampler.num_chains if num_samples is None else check_count("num_samples", num_samples)
-    policy, value, frozen = pair.policy, pair.value, _constant(pair)
+    policy, value, frozen = pair.policy, pair.value, as_constants(pair)
     rollout_key, step_key = jax.random.split(key)
     trajectory = jax.lax.stop_gradient(frozen.rollout(rollout_key, num_samples))
     weights = {"entropy_weight": entropy_weight, "velocity_weight": velocity_weight}
@@ -316,7 +316,3 @@ def _values(value: Any, events: Array, first: int = 0) -> Array:
     """``V^t`` of events ``(n, time, *event)`` at the times ``first, first + 1, ...``."""
     times = first + jnp.arange(events.shape[1])
     return jax.vmap(jax.vmap(value), (None, 0))(times, events)
-
-
-def _constant(tree: Any) -> Any:
-    return jax.tree.map(lambda x: jax.lax.stop_gradient(x) if eqx.is_array(x) else x, tree)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from ebm_ppl.checks import check_count, check_markov_kernel, check_not_negative, check_positive
 from ebm_ppl.objectives.contrastive import require_sampler
-from ebm_ppl.partials import comparable
+from ebm_ppl.partials import as_constants, comparable
 from ebm_ppl.sampling import advance, chains_at
 from ebm_ppl.types import Array, Batch, Event, Kernel, Key, Metrics, Objective, Potential, PyTree, SamplerState, Scalar
 
@@ -212,7 +212,7 @@ def dual_teaching(
         moved, _ = advance(chain_key, potential, sampler, 1)
         sampler = moved._replace(kernel=sampler.kernel)  # chains are constants, the player is not
     model = sampler.kernel.keywords["generator"]
-    frozen = _constant(model)
+    frozen = as_constants(model)
     initial, latents, revised = jax.lax.stop_gradient(
         (sampler.auxiliary["initial"], sampler.auxiliary["latent"], sampler.position)
     )
@@ -304,10 +304,6 @@ def _pair(name: str, weights: Any) -> list[Array]:
 def _posterior_draws(key: Key, model: Any, events: Batch) -> Array:
     num_rows = jax.tree.leaves(events)[0].shape[0]
     return jax.vmap(model.sample_posterior)(jax.random.split(key, num_rows), events)
-
-
-def _constant(tree: PyTree) -> Any:
-    return jax.tree.map(lambda x: jax.lax.stop_gradient(x) if eqx.is_array(x) else x, tree)
 
 
 def _distance(first: PyTree, second: PyTree) -> Array:

@@ -23,8 +23,9 @@ from ebm_ppl.training import TrainState, fit, init_train
 from ebm_ppl.training.stopping import Evaluate
 from ebm_ppl.types import Array, Key, Potential
 
-COLLAPSED = 0.01
-"""A step whose standard deviation is below this fraction of the data's is no longer random."""
+COLLAPSED = 0.1
+"""Where the draws have less than this fraction of the data's variance, they have lost most of its modes."""
+_WATCHED = 256
 
 
 def generalized_contrastive_divergence(
@@ -63,8 +64,9 @@ def generalized_contrastive_divergence(
     the base, differ by more than ``1 / (gamma tau)``, and the equilibrium is not the data ``p`` but ``q`` with
     ``log q - log base + log Z = tanh((log p - log q) / 2) / (2 gamma tau)``. Only the product ``gamma tau`` matters.
 
-    The potential of the state is the energy over the temperature with its base: a density as it is. The sampler of the state
-    is the kernel of raw draws; :func:`sampler_of` gives what to put into :func:`ebm_ppl.kernels.diffusion`, which is exact.
+    The potential of the state is the energy over the temperature with its base: a density as it is. The sampler of the
+    state is the kernel of raw draws; :func:`sampler_of` gives what to put into :func:`ebm_ppl.kernels.diffusion`, which is
+    exact.
 
     Args:
         key: Random key.
@@ -78,8 +80,8 @@ def generalized_contrastive_divergence(
         energy_weight: ``gamma``.
         sampler: One of your own, such as a pretrained one that is to be improved, with its step sizes and its noising.
         num_sampler_steps: ``T`` of the sampler that is made when ``sampler`` is ``None``; 5 when ``None``.
-        num_pretraining: Updates of :func:`ebm_ppl.diffusion.pretrain` on the data before all else; when ``None``, 2000 for a
-            sampler that is made here and none for one of your own.
+        num_pretraining: Updates of :func:`ebm_ppl.diffusion.pretrain` on the data before all else; when ``None``, 2000 for
+            a sampler that is made here and none for one of your own.
         value: ``V(t, x)`` in units of ``kT``; when ``None``, a :class:`ebm_ppl.diffusion.ValueNetwork` with three hidden
             layers of 128 units and scale ``1 / tau``.
         gradient: Of the policy: ``"pathwise"``, or ``"reinforce"``, which is the baseline.
@@ -97,7 +99,8 @@ def generalized_contrastive_divergence(
 
     Returns:
         The state and the history of :func:`ebm_ppl.fit`, with the metrics of :func:`ebm_ppl.objectives.policy_improvement`
-        after ``sampler_``, and ``energy_l2``.
+        after ``sampler_``, ``energy_l2`` and, at every report, ``evaluation_variance_ratio``, the variance of draws over
+        that of the data, summed over coordinates.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -105,7 +108,7 @@ def generalized_contrastive_divergence(
         TrainingFailure: a player became non-finite, or a loss.
 
     Warns:
-        RuntimeWarning: the sampler has collapsed: one of its steps has less than a hundredth of the data's scale. Besides
+        RuntimeWarning: the sampler has collapsed: its draws have less than a tenth of the variance of the data. Besides
             what :func:`ebm_ppl.fit` warns of.
 
     Example:
@@ -173,7 +176,7 @@ def generalized_contrastive_divergence(
         sampler_optimizer=players,
         num_steps=num_updates,
         batch_size=batch_size,
-        evaluate=functools.partial(_watched, evaluate, float(scale)),
+        evaluate=functools.partial(_watched, evaluate, float(data.var(axis=0).sum())),
         report_every=report_every,
         progress_bar=progress_bar,
     )
@@ -208,19 +211,23 @@ def _policy(
     if num_steps is not None:
         raise ValueError(f"num_sampler_steps: got {num_steps} with a sampler, which has {sampler.num_steps}; pass one.")
     if sampler.event_shape != event_shape:
-        raise ValueError(f"sampler: got one of events {sampler.event_shape}, expected those of the rows, {event_shape}.")
+        raise ValueError(
+            f"sampler: got one of events {sampler.event_shape}, expected those of the rows, {event_shape}."
+        )
     return sampler
 
 
-def _watched(evaluate: Evaluate | None, scale: float, state: TrainState) -> dict[str, Any]:
-    """Whether the sampler's steps are still random, and what the caller wants to know besides."""
-    smallest = float(sampler_of(state).step_scale.min())
-    if smallest < COLLAPSED * scale:
+def _watched(evaluate: Evaluate | None, variance: float, state: TrainState) -> dict[str, Any]:
+    """Whether the draws are as wide as the data, and what the caller wants to know besides."""
+    key: Any = state.key
+    draws = sampler_of(state).sample(jax.random.fold_in(jax.random.fold_in(key, _WATCHED), state.step), _WATCHED)
+    ratio = float(draws.var(axis=0).sum()) / variance
+    if ratio < COLLAPSED:
         warnings.warn(
-            f"after {int(state.step)} updates a step of the sampler has a standard deviation of {smallest:.2g}, of the "
-            f"data's {scale:.2g}: it has collapsed onto few events. Use a higher temperature, entropy_weight=1, or a smaller "
+            f"after {int(state.step)} updates the draws of the sampler have {ratio:.1%} of the data's variance: it has "
+            "collapsed onto few events, which the energy chases. Use a higher temperature, entropy_weight=1, or a smaller "
             "learning rate of the policy.",
             RuntimeWarning,
             stacklevel=4,
         )
-    return {} if evaluate is None else evaluate(state)
+    return {"variance_ratio": ratio, **({} if evaluate is None else evaluate(state))}

@@ -104,9 +104,7 @@ def _by_chains(key: Any, data: Any, num_updates: int, **options: Any) -> tuple[e
     network = potentials.MLP(2, key=net_key, width=128, depth=3, zero_init=True)
     potential = potentials.tilt(potentials.temper(network, 1.0 / TEMPERATURE), base)
     sampler = ebm.init_sampler(base.sample(bank_key, (BATCH,)), kernels.unadjusted_langevin(0.02))
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(1e-3, num_updates))
-    )
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(1e-3, num_updates)))
     objective = functools.partial(
         objectives.generalized_contrastive_divergence, num_steps=2 * NUM_STEPS, energy_weight=TEMPERATURE
     )
@@ -126,10 +124,11 @@ def judge(
     draw_key, test_key, noise_key = jax.random.split(jax.random.fold_in(jax.random.key(3), seed), 3)
     test = np.asarray(eight(weights).sample(test_key, (10_000,)))
     draws = sampler_draws(state, draw_key)
+    noise = np.asarray(jax.random.uniform(noise_key, test.shape, minval=-LIMIT, maxval=LIMIT))
     found = {
         "non_finite": failed, "seconds": seconds,
         "sw": sliced_distance(draws, test), "shares": mode_shares(draws).tolist(),
-        **energy_figures(state.potential, weights, test, np.asarray(jax.random.uniform(noise_key, (10_000, 2), minval=-LIMIT, maxval=LIMIT))),
+        **energy_figures(state.potential, weights, test, noise),
     }  # fmt: skip
     found["min_share"] = min(found["shares"])
     for name, whose in (("share_error", "shares"), ("energy_share_error", "energy_shares")):

@@ -124,7 +124,13 @@ def run_all(path: Path) -> dict[str, dict[str, Any]]:
 
 def table(done: dict[str, dict[str, Any]]) -> str:
     """The table of the documentation."""
-    columns = ["method", "Frechet distance", "with value guidance", "AUC, digits against noise", "against blurred digits"]
+    columns = [
+        "method",
+        "Frechet distance",
+        "with value guidance",
+        "AUC, digits against noise",
+        "against blurred digits",
+    ]
     rows = [columns, ["---"] * len(columns)]
     for method in METHODS:
         runs = [done[f"{method}/{seed}"] for seed in range(SEEDS) if f"{method}/{seed}" in done]
