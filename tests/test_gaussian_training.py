@@ -145,11 +145,14 @@ DISCRETE = {"pseudo_likelihood", "ratio_matching", "discrete_energy_discrepancy"
 TRANSPORT = {"energy_matching", "equilibrium_matching", "potential_flow_matching"}
 # Of conditional energies, which have a test of their own.
 CONDITIONAL = {"ranking_noise_contrastive_estimation"}
-# What samplers learn by, beside an energy: tests/test_teaching.py, tests/test_adaptive_flow.py.
-OF_SAMPLERS = {"chain_likelihood", "dual_teaching", "generator_loss", "inference_loss", "variational_loss"}
+# What samplers learn by, beside an energy: tests/test_teaching.py, test_adaptive_flow.py and test_policy_improvement.py.
+OF_SAMPLERS = {
+    "chain_likelihood", "dual_teaching", "generator_loss", "inference_loss", "variational_loss", "policy_improvement",
+    "temporal_difference_loss", "pathwise_policy_loss", "reinforce_policy_loss", "velocity_loss",
+}  # fmt: skip
 NOT_OBJECTIVES = {
     "Bridges", "PiecewiseTime", "RecoveryPotential", "energy_l2", "follow_flow", "gradient_penalty", "jarzynski_chains",
-    "limit_gap", "progressive_recovery", "revise_latents", "stateless",
+    "limit_gap", "progressive_recovery", "revise_latents", "running_costs", "stateless",
 }  # fmt: skip
 FAST = {"persistent_contrastive_divergence", "score_matching", "energy_discrepancy"}
 

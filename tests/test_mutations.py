@@ -164,6 +164,54 @@ FAULTS = {
         "        generator_loss(model, initial, latents),\n",
         "tests/test_teaching.py -k its_own_pairs",
     ),
+    "values of the step before": Fault(
+        "objectives/policy_improvement.py",
+        "after = jnp.concatenate([values[:, 1:], jax.vmap(potential)(trajectory.final)[:, None]], axis=1)",
+        "after = jnp.concatenate([values[:, :-1], jax.vmap(potential)(trajectory.final)[:, None]], axis=1)",
+        "tests/test_policy_improvement.py -k soft_values_leave",
+    ),
+    "targets of values that move": Fault(
+        "objectives/policy_improvement.py",
+        "jnp.sum((jax.lax.stop_gradient(costs + after) - values) ** 2, axis=1)",
+        "jnp.sum((costs + after - values) ** 2, axis=1)",
+        "tests/test_policy_improvement.py -k expected_costs",
+    ),
+    "entropy of the wrong sign": Fault(
+        "objectives/policy_improvement.py",
+        "entropy_weight.astype(dtype) * trajectory.step_log_prob\n        - velocity",
+        "-entropy_weight.astype(dtype) * trajectory.step_log_prob\n        - velocity",
+        "tests/test_policy_improvement.py -k soft_values_leave",
+    ),
+    "values are asked one step early": Fault(
+        "objectives/policy_improvement.py",
+        "_values(value, after[:, :-1], first=1)",
+        "_values(value, after[:, :-1])",
+        "tests/test_policy_improvement.py -k 'improve_to and pathwise'",
+    ),
+    "advantage of the past": Fault(
+        "objectives/policy_improvement.py",
+        "jnp.cumsum(costs[:, ::-1], axis=1)[:, ::-1]",
+        "jnp.cumsum(costs, axis=1)",
+        "tests/test_policy_improvement.py -k 'improve_to and reinforce'",
+    ),
+    "velocity runs away from the steps": Fault(
+        "diffusion/player.py",
+        "0.5 * jnp.log1p(-rate * gradient)",
+        "0.5 * jnp.log1p(rate * gradient)",
+        "tests/test_policy_improvement.py -k bound",
+    ),
+    "the base is penalised": Fault(
+        "objectives/regularizers.py",
+        "    if isinstance(potential, Tilted):\n        potential = potential.potential\n",
+        "",
+        "tests/test_generalized_contrastive_divergence.py -k penalty",
+    ),
+    "draws with weights taken as they are": Fault(
+        "chains.py",
+        "    if isinstance(state, WeightedPopulation):\n        raise",
+        "    if False:\n        raise",
+        "tests/test_generalized_contrastive_divergence.py -k simulated",
+    ),
     "two players with one noise": Fault(
         "training/step.py", "_PLAYER = 0x7FFFFFFF", "_PLAYER = 1", "tests/test_teaching.py -k noise_of_its_own"
     ),
