@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from tests.benchmarks import adaptive_flow, dual_mcmc_teaching, teaching_grid
+from tests.benchmarks import (
+    adaptive_flow,
+    dual_mcmc_teaching,
+    generalized_contrastive_divergence,
+    generalized_contrastive_divergence_digits,
+    teaching_grid,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -49,3 +55,19 @@ def test_a_grid_of_gaussians():
     assert flow["max_weight_error"] < 0.03 < generator["max_weight_error"]
     assert flow["excess"] < generator["excess"]
     assert generator["sampler"] == "fail"
+
+
+def test_eight_gaussians():
+    joint, none = (
+        generalized_contrastive_divergence.judge("equal", method, 0, 800, with_diagnosis=False)
+        for method in ("joint", "joint, tau = 0")
+    )
+    assert joint["sw"] <= 0.3
+    assert joint["min_share"] >= 0.08
+    assert joint["auc"] >= none["auc"] + 0.03
+    assert none["min_share"] < 0.02
+
+
+def test_digits_by_diffusion():
+    found = generalized_contrastive_divergence_digits.run()
+    assert found["fd"] < 0.6 * found["fd_pretrained"]

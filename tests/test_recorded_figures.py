@@ -6,7 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.benchmarks import adaptive_flow, dual_mcmc_teaching, teaching_grid, verdicts
+from tests.benchmarks import (
+    adaptive_flow,
+    dual_mcmc_teaching,
+    generalized_contrastive_divergence,
+    generalized_contrastive_divergence_digits,
+    teaching_grid,
+    verdicts,
+)
 
 TABLES = Path(__file__).parents[1] / "docs" / "tables"
 SEEDS = range(3)
@@ -16,7 +23,17 @@ def recorded(name):
     return json.loads((TABLES / f"{name}.json").read_text())
 
 
-@pytest.mark.parametrize("benchmark", [adaptive_flow, dual_mcmc_teaching, teaching_grid, verdicts])
+@pytest.mark.parametrize(
+    "benchmark",
+    [
+        adaptive_flow,
+        dual_mcmc_teaching,
+        generalized_contrastive_divergence,
+        generalized_contrastive_divergence_digits,
+        teaching_grid,
+        verdicts,
+    ],
+)
 def test_the_table_is_what_the_benchmark_makes_of_its_numbers(benchmark):
     name = benchmark.__name__.rpartition(".")[2]
     assert (TABLES / f"{name}.inc").read_text() == benchmark.table(recorded(name))
@@ -84,6 +101,35 @@ def test_a_flow_in_the_place_of_the_generator_closes_the_gap(seed):
     assert flow["excess"] < 0.2
     assert flow["max_weight_error"] < 0.02
     assert all(one["excess"] > 5.0 * flow["excess"] for one in others)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("method", ["joint", "joint, no pretraining"])
+def test_eight_gaussians_and_a_diffusion_sampler(method, seed):
+    one = recorded("generalized_contrastive_divergence")[f"equal, {method}/{seed}"]
+    assert one["sw"] <= 0.2
+    assert one["auc"] >= one["ideal_auc"] - 0.02
+    assert one["min_share"] >= 0.08
+    assert one["kl"] <= 0.25
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_what_entropy_and_the_penalty_do_to_eight_gaussians(seed):
+    done = recorded("generalized_contrastive_divergence")
+    joint, none, flat = (done[f"equal, joint{name}/{seed}"] for name in ("", ", tau = 0", ", tau = 1"))
+    assert none["min_share"] < 0.02
+    assert none["auc"] <= joint["auc"] - 0.03
+    assert flat["kl"] >= 0.5
+    assert none["model"] == flat["model"] == "fail"
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_digits_of_a_diffusion_sampler(seed):
+    done = recorded("generalized_contrastive_divergence_digits")
+    alone, joint = (done[f"{name}/{seed}"] for name in ("pretrained sampler, energy alone", "joint"))
+    assert joint["fd"] < 0.5 * alone["fd"]
+    for one in (alone, joint):
+        assert {"auc_noise", "auc_blurred"} <= set(one)
 
 
 def test_no_wrong_verdict_among_the_forty():
