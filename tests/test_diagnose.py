@@ -12,7 +12,8 @@ import pytest
 
 import ebm_ppl as ebm
 from ebm_ppl import DiagnosisFailure, diagnostics, kernels, potentials
-from ebm_ppl.diagnostics import Check, Diagnosis, diagnose
+from ebm_ppl.diagnostics import Check, Diagnosis, check_model_moments, diagnose, means_of_runs
+from ebm_ppl.diagnostics.monitored import Monitor
 from ebm_ppl.errors import UnknownNormalizerError
 from tests import two_modes
 
@@ -324,3 +325,32 @@ def test_the_signature_table(how):
             assert broken.sampler == "fail", broken
             assert broken.model != "pass", broken
     assert failed >= 2 or how != "pcd"
+
+
+def test_modes_that_ran_together_into_a_ring_are_seen(key):
+    """Means, squares, mode weights and the mean energy are those of the data; the waves are not."""
+    angles = 2.0 * np.pi * jax.random.randint(key, (4096,), 0, 8) / 8
+    noise = 0.3 * jax.random.normal(jax.random.fold_in(key, 1), (4096, 2))
+    data = 3.0 * jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=1) + noise
+
+    def ring(x):
+        return 0.5 * ((jnp.linalg.norm(x) - 3.0) / 0.3) ** 2
+
+    uniform = np.asarray(jax.random.uniform(jax.random.fold_in(key, 2), (8, 4000))) * 2.0 * np.pi
+    radius = 3.0 + 0.3 * np.asarray(jax.random.normal(jax.random.fold_in(key, 3), (8, 4000)))
+    draws = radius[..., None] * np.stack([np.cos(uniform), np.sin(uniform)], axis=-1)
+    watch = Monitor(ring, data)
+
+    def verdict(rows, names=watch.moment_names, kept=slice(None)):
+        model = means_of_runs(watch.moments(watch(draws))[..., kept], np.zeros((8, 4000)), np.zeros(8))
+        return check_model_moments(watch.moments(watch(rows))[..., kept], model, names[kept])
+
+    found = verdict(data)
+    assert found.status == "fail"
+    assert "wave" in found.why
+    assert verdict(data, kept=slice(0, 5)).status != "fail"  # without them
+    other = 3.0 * jnp.exp(1j * 2.0 * np.pi * jax.random.uniform(jax.random.fold_in(key, 4), (4096,)))
+    same = (1.0 + 0.1 * jax.random.normal(jax.random.fold_in(key, 5), (4096, 1))) * jnp.stack(
+        [other.real, other.imag], 1
+    )
+    assert verdict(same).status == "pass"
