@@ -12,6 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from ebm_ppl.checks import check_count
 from ebm_ppl.distributions import EBM
 from ebm_ppl.kernels.discrete import find_values, values_of_support
 from ebm_ppl.partials import function_behind
@@ -203,16 +204,17 @@ def chain_potential(row: RowPotential) -> Potential:
 
 
 def draws_afresh(kernel: Kernel) -> bool:
-    """Whether one step of a kernel may draw its chains anew, see :class:`~ebm_ppl.types.FreshPopulation`."""
+    """Whether every step of a kernel draws its chains anew; of composed kernels, which may do so, never."""
     func = function_behind(kernel)
-    return isinstance(func, FreshPopulation) and func.draws_afresh
+    return isinstance(func, FreshPopulation) and func.draws_afresh and not hasattr(func, "parts")
 
 
 def _refuse_weights(potential: Potential, sampler: SamplerState) -> None:
     algorithm: Any = sampler.kernel(potential)
     carried = () if sampler.auxiliary is None else (sampler.auxiliary,)
     state = jax.eval_shape(algorithm.init, sampler.position, jax.random.key(0), *carried)
-    if isinstance(state, WeightedPopulation):
+    # Tempered SMC resamples at its end, which makes its weights alike, unless it is told to keep them.
+    if isinstance(state, WeightedPopulation) and getattr(function_behind(sampler.kernel), "keep_weights", True):
         raise ValueError(
             "kernel: got one that weights its chains, expected one whose draws count alike: a simulated site has no "
             "weights. Of a diffusion sampler take kernels.raw_diffusion, or kernels.diffusion with correction='metropolis'."
@@ -227,6 +229,9 @@ class ChainSimulator(eqx.Module):
         num_steps: Kernel steps of every chain, at least 2; a kernel whose steps draw anew also takes 1.
         receiver: Called with the diagnostics of every simulation, while it is being traced.
 
+    Raises:
+        ValueError: too few steps.
+
     Example:
         >>> import jax, jax.numpy as jnp, numpyro.distributions as dist, ebm_ppl
         >>> sampler = ChainSimulator(ebm_ppl.kernels.mala(step_size=0.3), 50)
@@ -238,6 +243,9 @@ class ChainSimulator(eqx.Module):
     kernel: Kernel
     num_steps: int = eqx.field(static=True)
     receiver: Callable[[dict[str, Array]], None] | None = eqx.field(static=True, default=None)
+
+    def __post_init__(self) -> None:
+        check_count("num_steps", self.num_steps, 1 if draws_afresh(self.kernel) else 2)
 
     def simulate(self, key: Key, potential: RowPotential, num_samples: int) -> tuple[Array, dict[str, Array]]:
         """Draws ``(num_samples, *event)`` and diagnostics ``(num_samples,)``.

@@ -125,6 +125,19 @@ def check_not_negative(name: str, value: Any) -> jax.Array:
     return array
 
 
+def check_number(name: str, value: Any) -> jax.Array:
+    """One real number that is not negative, as an array of shape ``()``; sign and finiteness only where concrete.
+
+    Raises:
+        TypeError: not a real number.
+        ValueError: negative, not finite, or several numbers.
+    """
+    array = check_not_negative(name, value)
+    if array.shape != ():
+        raise ValueError(f"{name}: got shape {array.shape}, expected one number of shape ().")
+    return array
+
+
 def _as_real(name: str, value: Any, expected: str) -> jax.Array:
     if isinstance(value, np.generic):
         value = value.item()  # a NumPy scalar stands for the Python number that it is

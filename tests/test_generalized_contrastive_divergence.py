@@ -1,5 +1,6 @@
 """The recipe for an energy and a diffusion sampler: what it learns, what it refuses, and where its sampler can be used."""
 
+import distrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from numpyro.infer import Predictive
 import ebm_ppl as ebm
 from ebm_ppl import kernels
 from ebm_ppl.diagnostics import simulation_summary
-from ebm_ppl.diffusion import DiffusionSampler, pretrain
+from ebm_ppl.diffusion import DiffusionSampler, ValueNetwork, pretrain
 from ebm_ppl.handlers import simulate
 from ebm_ppl.objectives.regularizers import energy_square
 from ebm_ppl.recipes import generalized_contrastive_divergence, sampler_of
@@ -62,8 +63,14 @@ def test_the_energy_and_the_sampler_come_to_the_data(trained):
     assert abs(mass[GRID < 0].sum() - SHARE) < 0.04
     assert abs((draws < 0).mean() - SHARE) < 0.04
     assert history["sampler_weight_ess"][-100:].mean() > 0.4
-    # The free energy is above minus log Z, and near it. The energies are within 1 / (2 gamma tau) of the base.
-    assert history["sampler_free_energy"][-100:].mean() > -history["sampler_log_normalizer"][-100:].mean()
+    # The free energy is minus log Z and the divergence of trajectories; the energies are within 1 / (2 gamma tau).
+    energies = np.asarray(jax.vmap(state.potential)(jnp.asarray(GRID, jnp.float32)[:, None]), np.float64)
+    log_z = np.log(np.trapezoid(np.exp(-energies), GRID))
+    assert 0.0 < history["sampler_free_energy"][-100:].mean() + log_z < 1.0
+    assert abs(history["sampler_log_normalizer"][-100:].mean() - log_z) < 0.1
+    visited = jnp.asarray(GRID[np.abs(GRID) < 3.0], jnp.float32)[:, None]
+    learned = np.asarray(jax.vmap(state.potential.potential)(visited))
+    assert 2.0 < np.abs(learned).max() < 5.5
     assert history["sampler_step_scale"].shape == (1000, 4)
     assert 0.8 < history["evaluation_variance_ratio"][-1] < 1.25
 
@@ -160,11 +167,32 @@ def test_the_penalty_is_of_what_is_learned():
     batch = jnp.array([-1.0, 2.0])
     square = energy_square(ebm.potentials.tilt(lambda x: 0.5 * x, base), batch, None)
     np.testing.assert_allclose(square, 0.25 * np.mean(np.square(batch)), rtol=1e-6)
+    tilted = ebm.potentials.tilt(lambda x: 0.5 * x, base)
+    same = [
+        ebm.potentials.temper(tilted, 1.0),
+        ebm.potentials.with_log_normalizer(tilted, 0.0),
+        ebm.potentials.add(tilted),
+        ebm.potentials.tilt(tilted, base),
+    ]
+    for potential in same:
+        np.testing.assert_allclose(energy_square(potential, batch, None), square, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
+        ({"batch_size": 512}, ValueError, "batch_size: got 512"),
+        ({"entropy_weight": -1.0}, ValueError, "entropy_weight"),
+        ({"velocity_weight": jnp.ones(3)}, ValueError, "velocity_weight: got shape"),
+        ({"policy_optimizer": "adam"}, TypeError, "policy: got str"),
+        ({"optimizer": "adam"}, TypeError, "optimizer: got str"),
+        ({"evaluate": "x"}, TypeError, "evaluate: got str"),
+        ({"network": 3}, TypeError, "network: got int"),
+        ({"base": 3}, TypeError, "base: got int"),
+        ({"base": dist.Normal(jnp.zeros(2), jnp.ones(2)).to_event(1)}, ValueError, "base"),
+        ({"value": lambda t: 0.0}, ValueError, "value: could not be evaluated"),
+        ({"value": lambda t, x: x}, ValueError, "value: returned shape"),
+        ({"value": ValueNetwork(1, 3, key=jax.random.key(0))}, ValueError, "value: got one for 3 steps"),
         ({"temperature": 0.0}, ValueError, "temperature"),
         ({"energy_weight": -1.0}, ValueError, "energy_weight"),
         ({"gradient": "ppo"}, ValueError, "gradient: got 'ppo'"),
@@ -181,9 +209,9 @@ def test_the_penalty_is_of_what_is_learned():
         ({"base": dist.Gamma(2.0, 1.0).expand([1]).to_event(1)}, ValueError, "base: got one on"),
     ],
 )
-def test_bad_arguments_are_refused(key, options, error, text):
+def test_bad_arguments_are_refused_before_any_training(key, options, error, text):
     with pytest.raises(error, match=text):
-        generalized_contrastive_divergence(key, rows(key, 256), num_updates=1, **{"num_pretraining": 0, **options})
+        generalized_contrastive_divergence(key, rows(key, 256), num_updates=1, **{"num_pretraining": 10**9, **options})
 
 
 def test_a_state_without_such_a_sampler_is_refused():
@@ -194,3 +222,26 @@ def test_a_state_without_such_a_sampler_is_refused():
     )
     with pytest.raises(ValueError, match="no diffusion sampler"):
         sampler_of(state)
+
+
+def test_runs_of_one_length_share_what_is_compiled(key):
+    traces = []
+
+    def network(parameters, event):
+        traces.append(1)
+        return jnp.sum(parameters * jnp.tanh(event))
+
+    options = {
+        "network": jax.tree_util.Partial(network, jnp.zeros(1)),
+        "sampler": DiffusionSampler(1, num_steps=2, key=key, width=4, depth=1),
+        "value": ValueNetwork(1, 2, key=key, width=4, depth=1),
+        "base": distrax.MultivariateNormalDiag(jnp.zeros(1), jnp.ones(1)),
+    }
+    counts = []
+    for seed in range(2):
+        traces.clear()
+        generalized_contrastive_divergence(
+            jax.random.fold_in(key, seed), rows(key, 64), num_updates=4, report_every=2, progress_bar=False, **options
+        )
+        counts.append(len(traces))
+    assert counts[1] < 0.5 * counts[0]  # the checks before training trace, and nothing else does

@@ -202,14 +202,14 @@ FAULTS = {
     ),
     "the base is penalised": Fault(
         "objectives/regularizers.py",
-        "    if isinstance(potential, Tilted):\n        potential = potential.potential\n",
+        "    potential = without_base(potential)\n",
         "",
         "tests/test_generalized_contrastive_divergence.py -k penalty",
     ),
     "draws with weights taken as they are": Fault(
         "chains.py",
-        "    if isinstance(state, WeightedPopulation):\n        raise",
-        "    if False:\n        raise",
+        "    if isinstance(state, WeightedPopulation) and getattr",
+        "    if False and getattr",
         "tests/test_generalized_contrastive_divergence.py -k simulated",
     ),
     "two players with one noise": Fault(

@@ -299,9 +299,7 @@ def test_no_part_moves_by_the_loss_of_another(key):
     same = functools.partial(jax.tree.map, functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=1e-6))
     same(gradient.value, of_value)
     same(gradient.policy, of_policy)
-    # What is constant: the network in the velocity's loss, the noising in the policy's.
-    of_velocity = compiled(lambda p: velocity_loss(p, rollout.states))(pair.policy)
-    assert not any(np.any(leaf) for leaf in jax.tree.leaves(of_velocity.network))
+    # The noising is a constant of the policy's loss.
     of_steps = compiled(lambda p: pathwise_policy_loss(p, pair.value, energy, rollout.states, step_key))(pair.policy)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(of_steps.backward))
 
@@ -345,6 +343,32 @@ def test_guidance_keeps_weights_exact_and_mends_a_sampler_that_lags(key):
         assert spread[1] < 0.9 * spread[0]
         unguided = guide(pair, energy, 0.0).sample(key, 10)
         np.testing.assert_allclose(unguided, policy.sample(key, 10), rtol=1e-12)
+
+
+def test_guidance_does_not_ask_the_energy_where_it_has_no_slope_and_can_be_trained_on(key):
+    pair = ActorCritic(affine_sampler(3), Quadratic(jnp.ones(3), jnp.zeros(3)))
+    guided = guide(pair, lambda x: jnp.linalg.norm(x), 0.1)
+    assert bool(jnp.isfinite(guided.mean(0, jnp.zeros(1))).all())
+    assert not bool(jnp.isfinite(guided.mean(2, jnp.zeros(1))).all())
+    # Of the guided network only the policy's own is trained, by the policy's optimizer.
+    kernel = kernels.raw_diffusion(ActorCritic(guided, pair.value))
+    marks = ebm.potentials.trainable(kernel.keywords["sampler"].policy.network)
+    assert sum(jax.tree.leaves(marks)) == len(jax.tree.leaves(pair.policy.network))
+
+
+@pytest.mark.parametrize("call", [pathwise_policy_loss, velocity_loss])
+def test_trajectories_of_another_length_are_refused(key, call):
+    sampler, states = affine_sampler(3), jnp.zeros((4, 6, 1))
+    arguments = (sampler, states) if call is velocity_loss else (sampler, lambda t, x: 0.0, energy, states, key)
+    with pytest.raises(ValueError, match="states: got shape"):
+        call(*arguments)
+
+
+def test_a_value_may_be_any_number():
+    pair = ActorCritic(affine_sampler(), lambda t, x: 0.0)
+    chains = ebm.init_sampler(jnp.zeros((4, 1)), kernels.raw_diffusion(pair))
+    assert bool(jnp.isfinite(policy_improvement(energy, chains, None, jax.random.key(0))[0]))
+    assert bool(jnp.isfinite(guide(pair, energy, 0.1).sample(jax.random.key(0), 2)).all())
 
 
 # Contrastive divergence is the special case.
@@ -472,7 +496,10 @@ def test_a_sampler_that_cannot_follow_leaves_the_energy_adrift():
         (lambda chains, key: ActorCritic(affine_sampler(), 1.0), TypeError, "value: got float"),
         (lambda chains, key: guide(affine_sampler(), energy, 0.1), TypeError, "pair: got DiffusionSampler"),
         (lambda chains, key: guide(chains.kernel.keywords["sampler"], energy, -0.1), ValueError, "strength"),
+        (lambda chains, key: guide(chains.kernel.keywords["sampler"], energy, jnp.ones(2)), ValueError, "strength: got sh"),
         (lambda chains, key: adaptive_velocity(1.0), ValueError, "rate: got 1.0"),
+        (lambda chains, key: adaptive_velocity("a"), ValueError, "rate: got 'a'"),
+        (lambda chains, key: ActorCritic(affine_sampler(), ValueNetwork(1, 2, key=key)), ValueError, "for 2 steps"),
         (lambda chains, key: ValueNetwork(2, 3, key=key, scale=0.0), ValueError, "scale"),
     ],
 )  # fmt: skip

@@ -149,3 +149,20 @@ def test_a_base_of_python_numbers_and_arrays(key):
 def test_bad_options_are_refused(options, error, message):
     with pytest.raises(error, match=message):
         simulate(model, **options)
+
+
+def test_kernels_whose_draws_count_alike_simulate_and_those_with_weights_do_not(key):
+    """Tempered SMC resamples by default; a composed kernel may leave chains where they began."""
+    wells = ebm.EBM(lambda x: 4.0 * (x**2 - 1.0) ** 2, dist.Normal(0.0, 3.0))
+
+    def smc(**options):
+        return ebm.kernels.tempered_smc(inner=MALA, reference=dist.Normal(0.0, 3.0), **options)
+
+    draws = wells.with_sampler(ChainSimulator(smc(), 1)).sample(key, (2000,))
+    assert abs(float((draws > 0).mean()) - 0.5) < 0.1
+    with pytest.raises(ValueError, match="no weights"):
+        wells.with_sampler(ChainSimulator(smc(keep_weights=True), 1)).sample(key, (10,))
+    composed = ebm.kernels.mixture([ebm.kernels.independence(dist.Normal(0.0, 1.0)), MALA], [0.5, 0.5])
+    for kernel in (MALA, composed):
+        with pytest.raises(ValueError, match="num_steps"):
+            ChainSimulator(kernel, 1)

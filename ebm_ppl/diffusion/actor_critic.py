@@ -1,13 +1,12 @@
 """A diffusion sampler with the value function that it learns from, and the sampler that the value function guides."""
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ebm_ppl.checks import check_not_negative
+from ebm_ppl.checks import check_number, check_potential
 from ebm_ppl.diffusion.sampler import DiffusionSampler, Trajectory
 from ebm_ppl.potentials import Fixed
 from ebm_ppl.types import Array, Event, Key, Potential, Scalar
@@ -27,6 +26,7 @@ class ActorCritic(eqx.Module):
 
     Raises:
         TypeError: ``policy`` is no diffusion sampler, or ``value`` is not callable.
+        ValueError: ``value`` is no scalar function of a time and an event, or one for another number of steps.
 
     Example:
         >>> import jax
@@ -45,6 +45,11 @@ class ActorCritic(eqx.Module):
             raise TypeError(f"policy: got {type(policy).__name__}, expected an ebm_ppl.diffusion.DiffusionSampler.")
         if not callable(value):
             raise TypeError(f"value: got {type(value).__name__}, expected a function (time, event) -> value.")
+        event = jax.ShapeDtypeStruct(policy.event_shape, policy.log_step_scale.dtype)
+        check_potential(lambda x: jnp.asarray(value(0, x)), event, name="value")
+        num_steps = getattr(value, "num_steps", policy.num_steps)
+        if num_steps != policy.num_steps:
+            raise ValueError(f"value: got one for {num_steps} steps, expected one for the policy's {policy.num_steps}.")
         self.policy, self.value = policy, value
 
     @property
@@ -74,11 +79,12 @@ def guide(pair: ActorCritic, potential: Potential, strength: float | Array) -> D
             order one. An array can change without recompilation.
 
     Returns:
-        A :class:`DiffusionSampler`, for :func:`ebm_ppl.kernels.diffusion` and ``raw_diffusion``; its values are constants.
+        A :class:`DiffusionSampler`, for :func:`ebm_ppl.kernels.diffusion` and ``raw_diffusion``. The values, and the step
+        sizes in the guidance, are constants: of the network inside, training moves the policy's alone.
 
     Raises:
         TypeError: ``strength`` is not a real number, or ``pair`` has no values.
-        ValueError: ``strength`` is negative.
+        ValueError: ``strength`` is negative or several numbers, or ``potential`` does not fit one event.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -95,29 +101,34 @@ def guide(pair: ActorCritic, potential: Potential, strength: float | Array) -> D
     """
     if not isinstance(pair, ActorCritic):
         raise TypeError(f"pair: got {type(pair).__name__}, expected an ebm_ppl.diffusion.ActorCritic.")
-    network = _GuidedNetwork(pair.policy, Fixed((pair, potential)), Fixed(check_not_negative("strength", strength)))
+    check_potential(potential, jax.ShapeDtypeStruct(pair.event_shape, pair.policy.log_step_scale.dtype))
+    network = _GuidedNetwork(pair.policy.network, Fixed((pair, potential)), Fixed(check_number("strength", strength)))
     return eqx.tree_at(lambda sampler: sampler.network, pair.policy, network)
 
 
-def next_value(value: Any, potential: Potential, num_steps: int, time: int | Array, event: Event) -> Scalar:
-    """``V^{t+1}(x)``: the value function, and at the last step the energy."""
-    energy = jnp.asarray(potential(event))
-    # The value function is not asked about a time that it does not know.
-    later = value(jnp.minimum(time + 1, num_steps - 1), event).astype(energy.dtype)
-    return jnp.where(jnp.asarray(time) == num_steps - 1, energy, later)
-
-
 class _GuidedNetwork(eqx.Module):
-    """The network whose means are the policy's, less the slope of the next value."""
+    """The network whose means are the policy's, less the slope of the next value.
 
-    policy: DiffusionSampler
+    The policy's network can be trained on; its step sizes in the guidance are those of when it was guided.
+    """
+
+    network: Callable[[int | Array, Event], Array]
     guides: Fixed
     strength: Fixed
 
     def __call__(self, time: int | Array, event: Event) -> Array:
         pair, potential = self.guides.value
-        mean = self.policy.mean(time, event)
-        slope = jax.grad(lambda x: next_value(pair.value, potential, self.policy.num_steps, time, x))(mean)
-        push = jnp.asarray(self.policy.schedule.residual_scale, event.dtype)[time]
-        shift = self.strength.value.astype(event.dtype) * self.policy.step_scale[time] * slope / push
-        return self.policy.network(time, event) - shift
+        policy = eqx.tree_at(lambda sampler: sampler.network, pair.policy, self.network)
+        is_last = jnp.asarray(time) == policy.num_steps - 1
+        # The value function is not asked about a time that it does not know.
+        later = jnp.minimum(jnp.asarray(time) + 1, policy.num_steps - 1)
+        mean = policy.mean(time, event)
+        # Slopes are chosen, not values: an energy may have none at the noise in which the first steps end.
+        slope = jnp.where(
+            is_last,
+            jax.grad(lambda x: jnp.asarray(potential(x), x.dtype))(mean),
+            jax.grad(lambda x: jnp.asarray(pair.value(later, x), x.dtype))(mean),
+        )
+        push = jnp.asarray(policy.schedule.residual_scale, event.dtype)[time]
+        shift = self.strength.value.astype(event.dtype) * policy.step_scale[time] * slope / push
+        return self.network(time, event) - shift

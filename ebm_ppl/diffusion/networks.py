@@ -126,6 +126,7 @@ class ValueNetwork(eqx.Module):
 
     network: TimeMLP
     offset: Array
+    num_steps: int = eqx.field(static=True)
     scale: float = eqx.field(static=True)
 
     def __init__(
@@ -141,7 +142,8 @@ class ValueNetwork(eqx.Module):
         scale: float = 1.0,
     ):
         self.scale = float(check_positive("scale", scale))
-        num_times = check_count("num_steps", num_steps) + 1
+        self.num_steps = check_count("num_steps", num_steps)
+        num_times = self.num_steps + 1
         self.network = TimeMLP(
             event_shape,
             num_times,

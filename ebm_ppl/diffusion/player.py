@@ -1,5 +1,6 @@
 """Optimizers of a diffusion sampler with its value function: each part at its own pace."""
 
+import functools
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import optax
 from ebm_ppl.types import PyTree
 
 
+@functools.cache
 def adaptive_velocity(rate: float = 0.01) -> optax.GradientTransformation:
     """Adaptive velocity regularisation: ``s_t^2 <- (1 - rate) s_t^2 + rate mean |x_t - a_t x_{t+1}|^2 / D``.
 
@@ -24,7 +26,7 @@ def adaptive_velocity(rate: float = 0.01) -> optax.GradientTransformation:
         An optax transformation, for the leaf ``backward.log_scale`` of a diffusion sampler.
 
     Raises:
-        ValueError: ``rate`` is outside [0, 1).
+        ValueError: ``rate`` is no number in [0, 1).
 
     Example:
         >>> import jax.numpy as jnp
@@ -37,11 +39,12 @@ def adaptive_velocity(rate: float = 0.01) -> optax.GradientTransformation:
     References:
         Yoon, Hwang, Kwon, Noh, Park (2024), arXiv:2407.00626, section 4.2 and appendix A (``a_t = 1``).
     """
-    if not 0.0 <= rate < 1.0:
-        raise ValueError(f"rate: got {rate}, expected a number in [0, 1).")
+    if not isinstance(rate, int | float) or not 0.0 <= rate < 1.0:
+        raise ValueError(f"rate: got {rate!r}, expected a number in [0, 1).")
     return optax.stateless_with_tree_map(lambda gradient, _: 0.5 * jnp.log1p(-rate * gradient))
 
 
+@functools.cache
 def actor_critic_optimizer(
     policy: optax.GradientTransformation,
     value: optax.GradientTransformation,
@@ -57,7 +60,11 @@ def actor_critic_optimizer(
         velocity: Of ``backward.log_scale``; :func:`adaptive_velocity` when ``None``.
 
     Returns:
-        An optax transformation. Everything else in the kernel stays.
+        An optax transformation; one object for the same four, so that runs with them share their compilation. Everything
+        else in the kernel stays.
+
+    Raises:
+        TypeError: one of them is no optax transformation.
 
     Example:
         >>> import jax, optax
@@ -73,6 +80,9 @@ def actor_critic_optimizer(
         "velocity": adaptive_velocity() if velocity is None else velocity,
         "neither": optax.set_to_zero(),
     }
+    for name, optimizer in players.items():
+        if not isinstance(optimizer, optax.GradientTransformation):
+            raise TypeError(f"{name}: got {type(optimizer).__name__}, expected an optax.GradientTransformation.")
     return optax.partition(players, _whose)
 
 

@@ -333,9 +333,7 @@ class DiffusionSampler(eqx.Module):
         Raises:
             ValueError: ``states`` has another shape.
         """
-        expected = (self.num_steps + 1, *self.event_shape)
-        if states.shape[1:] != expected:
-            raise ValueError(f"states: got shape {states.shape}, expected (n, {', '.join(map(str, expected))}).")
+        self.check_states(states)
         before, after = (jnp.swapaxes(x, 0, 1) for x in (states[:, :-1], states[:, 1:]))
 
         def step(_: None, inputs: tuple[Array, Array, Array]) -> tuple[None, tuple[Array, Array]]:
@@ -344,6 +342,16 @@ class DiffusionSampler(eqx.Module):
 
         _, (forward, backward) = jax.lax.scan(step, None, (jnp.arange(self.num_steps), before, after))
         return Trajectory(states, self.start_log_prob(states[:, 0]), forward.T, backward.T)
+
+    def check_states(self, states: Array) -> None:
+        """Whole trajectories of this sampler, ``(n, T + 1, *event)``.
+
+        Raises:
+            ValueError: ``states`` has another shape.
+        """
+        expected = (self.num_steps + 1, *self.event_shape)
+        if states.shape[1:] != expected:
+            raise ValueError(f"states: got shape {states.shape}, expected (n, {', '.join(map(str, expected))}).")
 
     def start_log_prob(self, events: Array) -> Array:
         """``log q(x_0)`` of each event, ``(n,)``."""

@@ -28,8 +28,8 @@ def generalized_contrastive_divergence(
     With negatives from ``exp(-U) / Z`` and no energy weight this is the gradient of the log-likelihood; with ``k``
     steps from the data it IS :func:`~ebm_ppl.objectives.contrastive_divergence`, and with ``k`` steps of a bank of
     chains :func:`~ebm_ppl.objectives.persistent_contrastive_divergence`. With an energy weight ``w`` the best energy
-    against ``q`` is ``U = -tanh(log(p / q) / 2) / (2 w)``, so no two log densities of the model differ by more than ``1
-    / w``, and the game ends at a model between the data and a flat law.
+    against ``q`` is ``U = -tanh(log(p / q) / 2) / (2 w)``, so no two log densities of the model, relative to its base,
+    differ by more than ``1 / w``, and the game ends at a model between the data and the base (a flat law, without one).
 
     Energies are dimensionless. At a temperature ``tau``, with energies ``E = tau U`` and weight ``gamma`` of ``E^2``,
     this is the loss divided by ``tau``, and ``energy_weight = gamma tau``.
@@ -41,7 +41,8 @@ def generalized_contrastive_divergence(
         key: Random key.
         num_steps: Kernel steps (k).
         start: The kernel's steps start from the chains of the sampler, or from the rows.
-        energy_weight: Of the squared energies, at least zero; an array can change without recompilation.
+        energy_weight: Of the squared energies, those of a tilted potential without its base; at least zero. An array can
+            change without recompilation.
 
     Returns:
         ``(loss, (sampler, metrics))`` with the metrics of :func:`~ebm_ppl.objectives.contrastive_divergence` and

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 
-from ebm_ppl.checks import check_count, check_not_negative
+from ebm_ppl.checks import check_count, check_number
 from ebm_ppl.diffusion import ActorCritic, DiffusionSampler, Trajectory
 from ebm_ppl.objectives.contrastive import require_sampler
 from ebm_ppl.partials import as_constants
@@ -47,8 +47,8 @@ def running_costs(
     References:
         Yoon, Hwang, Kwon, Noh, Park (2024), arXiv:2407.00626, equation 8.
     """
-    entropy_weight = check_not_negative("entropy_weight", entropy_weight)
-    velocity_weight = check_not_negative("velocity_weight", velocity_weight)
+    entropy_weight = check_number("entropy_weight", entropy_weight)
+    velocity_weight = check_number("velocity_weight", velocity_weight)
     dtype = trajectory.step_log_prob.dtype
     return (
         entropy_weight.astype(dtype) * trajectory.step_log_prob
@@ -135,6 +135,7 @@ def pathwise_policy_loss(
     References:
         Yoon, Hwang, Kwon, Noh, Park (2024), arXiv:2407.00626, equation 11 and algorithm 1.
     """
+    policy.check_states(states)
     before = jax.lax.stop_gradient(states[:, :-1])
     backward, value = as_constants(policy.backward), as_constants(value)
     num_samples, num_steps = before.shape[:2]
@@ -213,6 +214,7 @@ def velocity_loss(policy: DiffusionSampler, states: Array) -> Scalar:
         >>> velocity_loss(sampler, sampler.rollout(jax.random.key(1), 10).states).shape
         ()
     """
+    policy.check_states(states)
     states = jax.lax.stop_gradient(states)
     of_row = jax.vmap(policy.backward.log_prob)
     times = jnp.arange(policy.num_steps)
@@ -251,11 +253,11 @@ def policy_improvement(
         num_samples: Rollouts; as many as chains when ``None``.
 
     Returns:
-        ``(loss, (sampler, metrics))``. Metrics: ``policy_loss``, ``value_loss``, ``velocity_loss``; ``free_energy``, an
-        upper bound ``E[U(x_T) + log q(x_0 ... x_T) / r]`` of ``-log Z``; ``log_normalizer``, the estimate by weights of
-        trajectories, so that the two together bound ``KL(q || exp(-U) / Z)``; ``weight_ess``, effective fraction of the
-        rollouts in (0, 1]; and the scales ``step_scale`` and ``velocity_scale``, ``(T,)``. Steps that go to zero are the
-        mark of a collapse.
+        ``(loss, (sampler, metrics))``. Metrics: ``policy_loss``, ``value_loss``, ``velocity_loss``; ``free_energy``,
+        ``E[U(x_T) + log q(x_0 ... x_T) / r]``, which is at least ``KL(q || exp(-U) / Z) - log Z``; ``log_normalizer``, the
+        estimate of ``log Z`` by weights of the same trajectories, too low on average, and by as much as a mode weighs that
+        the sampler never reaches; ``weight_ess``, effective fraction of the rollouts in (0, 1], blind to such modes too;
+        and the scales ``step_scale`` and ``velocity_scale``, ``(T,)``.
 
     Raises:
         TypeError: ``sampler`` is not a sampler state, or its kernel has no :class:`ebm_ppl.diffusion.ActorCritic`.
@@ -276,8 +278,7 @@ def policy_improvement(
         Yoon, Hwang, Kwon, Noh, Park (2023), arXiv:2312.03397; the same authors (2024), arXiv:2407.00626, algorithm 1.
     """
     require_sampler(sampler)
-    if gradient not in ("pathwise", "reinforce"):
-        raise ValueError(f"gradient: got {gradient!r}, expected 'pathwise' or 'reinforce'.")
+    check_policy_gradient(gradient)
     pair = getattr(sampler.kernel, "keywords", {}).get("sampler")
     if not isinstance(pair, ActorCritic):
         raise TypeError(
@@ -312,7 +313,21 @@ def policy_improvement(
     return value_loss + policy_loss + of_noising, (sampler, jax.lax.stop_gradient(metrics))
 
 
+def check_policy_gradient(gradient: Any) -> None:
+    """One of the two.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if gradient not in ("pathwise", "reinforce"):
+        raise ValueError(f"gradient: got {gradient!r}, expected 'pathwise' or 'reinforce'.")
+
+
 def _values(value: Any, events: Array, first: int = 0) -> Array:
     """``V^t`` of events ``(n, time, *event)`` at the times ``first, first + 1, ...``."""
     times = first + jnp.arange(events.shape[1])
-    return jax.vmap(jax.vmap(value), (None, 0))(times, events)
+
+    def one(time: Array, event: Event) -> Array:
+        return jnp.asarray(value(time, event), event.dtype)
+
+    return jax.vmap(jax.vmap(one), (None, 0))(times, events)

@@ -9,7 +9,7 @@ from jax.tree_util import Partial
 
 from ebm_ppl.checks import check_not_negative
 from ebm_ppl.partials import comparable
-from ebm_ppl.potentials import Tilted
+from ebm_ppl.potentials import without_base
 from ebm_ppl.types import Array, Batch, Key, Metrics, Objective, Potential, PyTree, SamplerState, Scalar
 from ebm_ppl.weights import normalized_weights
 
@@ -19,7 +19,7 @@ def energy_l2(objective: Objective, weight: float | Array, *, at: Literal["both"
 
     It pins the additive constant of the energy, bounds its range and slows its drift, at a price: the regularised energy is
     not that of maximum likelihood. With ``loss = E_p[U] - E_q[U]`` its minimum for a fixed law ``q`` of negatives is
-    ``U = -tanh(log(p / q) / 2) / (2 weight)``.
+    ``U = -tanh(log(p / q) / 2) / (2 weight)``. Of a tilted energy ``U`` is the part that is learned, without its base.
 
     Args:
         objective: Its negatives are the chains of the sampler that it returns: persistent contrastive divergence, and
@@ -109,8 +109,7 @@ def energy_square(potential: Potential, batch: Batch, negatives: SamplerState | 
         >>> float(energy_square(lambda x: x, jnp.array([1.0, 3.0]), None))
         5.0
     """
-    if isinstance(potential, Tilted):
-        potential = potential.potential
+    potential = without_base(potential)
     total = jnp.mean(jax.vmap(potential)(batch) ** 2)
     if negatives is None:
         return total

@@ -12,6 +12,7 @@ from ebm_ppl.potentials.combinators import temper as temper
 from ebm_ppl.potentials.combinators import tilt as tilt
 from ebm_ppl.potentials.combinators import trainable as trainable
 from ebm_ppl.potentials.combinators import with_log_normalizer as with_log_normalizer
+from ebm_ppl.potentials.combinators import without_base as without_base
 from ebm_ppl.potentials.lattice import Ising as Ising
 from ebm_ppl.potentials.lattice import Potts as Potts
 from ebm_ppl.potentials.lipschitz import SpectralNorm as SpectralNorm

@@ -138,6 +138,28 @@ def tilt(potential: Potential, base: Density) -> Tilted:
     return Tilted(potential, Fixed(base))
 
 
+def without_base(potential: Potential) -> Potential:
+    """What is learned of an energy: ``U`` of ``U - log base``, also inside :func:`temper`, :func:`add` and the like.
+
+    Example:
+        >>> import numpyro.distributions as dist
+        >>> import jax.numpy as jnp
+        >>> tilted = tilt(lambda x: 0.5 * x**2, dist.Normal(0.0, 1.0))
+        >>> float(without_base(temper(tilted, 3.0))(jnp.array(2.0)))
+        6.0
+    """
+    match potential:
+        case Tilted():
+            return without_base(potential.potential)
+        case Sum():
+            return Sum(tuple(map(without_base, potential.potentials)))
+        case Tempered():
+            return Tempered(without_base(potential.potential), potential.inverse_temperature)
+        case Normalized():
+            return Normalized(without_base(potential.potential), potential.log_normalizer)
+    return potential
+
+
 class Sum(eqx.Module):
     """The energy ``sum_i U_i(x)``, a product of experts. See :func:`add`."""
 

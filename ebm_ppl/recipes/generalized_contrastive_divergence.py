@@ -2,8 +2,10 @@
 
 import functools
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,15 +13,16 @@ import numpyro.distributions as dist
 import optax
 
 from ebm_ppl import objectives
-from ebm_ppl.checks import check_count, check_not_negative, check_positive, check_rows
+from ebm_ppl.checks import check_count, check_number, check_positive, check_potential, check_rows
 from ebm_ppl.diffusion import ActorCritic, DiffusionSampler, ValueNetwork, actor_critic_optimizer, adaptive_velocity
 from ebm_ppl.diffusion.pretraining import pretrain
 from ebm_ppl.kernels import raw_diffusion
-from ebm_ppl.objectives.policy_improvement import PolicyGradient
+from ebm_ppl.objectives.policy_improvement import PolicyGradient, check_policy_gradient
 from ebm_ppl.potentials import MLP, temper, tilt
 from ebm_ppl.regions import describe_region, is_whole_space
 from ebm_ppl.sampling import init_sampler
 from ebm_ppl.training import TrainState, fit, init_train
+from ebm_ppl.training.state import check_optimizer
 from ebm_ppl.training.stopping import Evaluate
 from ebm_ppl.types import Array, Key, Potential
 
@@ -33,7 +36,7 @@ def generalized_contrastive_divergence(
     data: Array,
     *,
     num_updates: int,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     network: Potential | None = None,
     base: Any = None,
     temperature: float = 0.1,
@@ -66,13 +69,14 @@ def generalized_contrastive_divergence(
 
     The potential of the state is the energy over the temperature with its base: a density as it is. The sampler of the
     state is the kernel of raw draws; :func:`sampler_of` gives what to put into :func:`ebm_ppl.kernels.diffusion`, which is
-    exact.
+    exact. The default step sizes end at zero: to train on, call this again with ``sampler=sampler_of(state)`` and the
+    state's network and value.
 
     Args:
         key: Random key.
         data: Rows ``(row, *event)``, about centred.
         num_updates: Updates of all players.
-        batch_size: Rows per update, and draws.
+        batch_size: Rows per update, and draws; 256, or all rows where they are fewer, when ``None``.
         network: ``E``; :class:`ebm_ppl.potentials.MLP` with three hidden layers of 128 units when ``None``.
         base: Normalised distribution of one event; when ``None``, normal at the mean of the data, in all coordinates with
             the largest standard deviation that one of them has.
@@ -126,43 +130,56 @@ def generalized_contrastive_divergence(
         algorithm 1.
     """
     data = check_rows("data", data)
-    num_updates, batch_size = check_count("num_updates", num_updates), check_count("batch_size", batch_size)
+    num_updates = check_count("num_updates", num_updates)
+    batch_size = check_count("batch_size", min(256, len(data)) if batch_size is None else batch_size)
+    if batch_size > len(data):
+        raise ValueError(f"batch_size: got {batch_size}, expected at most the {len(data)} rows of the data.")
+    check_policy_gradient(gradient)
+    check_number("entropy_weight", entropy_weight)
+    check_number("velocity_weight", velocity_weight)
+    if evaluate is not None and not callable(evaluate):
+        raise TypeError(f"evaluate: got {type(evaluate).__name__}, expected a function of the state, or None.")
     tau = float(check_positive("temperature", temperature))
-    gamma = check_not_negative("energy_weight", energy_weight)
+    gamma = check_number("energy_weight", energy_weight)
     event_shape = data.shape[1:]
     scale = check_positive("the largest standard deviation of the data", data.std(axis=0).max())
     if base is None:
         base = dist.Normal(data.mean(axis=0), scale).to_event(data.ndim - 1)
-    elif not is_whole_space(base.support, data[0]):
+    elif (support := getattr(base, "support", None)) is not None and not is_whole_space(support, data[0]):
         raise ValueError(
-            f"base: got one on {describe_region(base.support)}, expected one on the whole space, where the sampler's steps "
+            f"base: got one on {describe_region(support)}, expected one on the whole space, where the sampler's steps "
             "go. Transform the data to it."
         )
     net_key, sampler_key, value_key, pretrain_key, fit_key = jax.random.split(key, 5)
     if network is None:
         network = MLP(event_shape, key=net_key, width=128, depth=3, zero_init=True)
+    check_potential(network, data[0], name="network")
+    potential = tilt(temper(network, 1.0 / tau), base)
+    check_potential(potential, data[0], name="base")
     policy = _policy(sampler_key, sampler, num_sampler_steps, event_shape, float(scale))
-    if num_pretraining is None:
-        num_pretraining = 2000 if sampler is None else 0
-    if check_count("num_pretraining", num_pretraining, minimum=0):
-        schedule = optax.cosine_decay_schedule(2e-3, num_pretraining)
-        policy, _ = pretrain(pretrain_key, policy, data, optax.adam(schedule), num_pretraining, batch_size=batch_size)
     if value is None:
         value = ValueNetwork(event_shape, policy.num_steps, key=value_key, width=128, depth=3, scale=1.0 / tau)
-
-    kernel = raw_diffusion(ActorCritic(policy, value))
-    start = jnp.resize(data, (batch_size, *event_shape))
+    pair = ActorCritic(policy, value)
+    optimizer = _adam(1e-3, num_updates) if optimizer is None else optimizer
+    check_optimizer("optimizer", optimizer)
     players = actor_critic_optimizer(
         _adam(1e-3, num_updates) if policy_optimizer is None else policy_optimizer,
         _adam(1e-3, num_updates) if value_optimizer is None else value_optimizer,
         _adam(1e-2, num_updates) if step_optimizer is None else step_optimizer,
         adaptive_velocity(velocity_rate),
     )
-    optimizer = _adam(1e-3, num_updates) if optimizer is None else optimizer
-    potential = tilt(temper(network, 1.0 / tau), base)
+
+    # All that can be refused has been by now: this takes time.
+    if num_pretraining is None:
+        num_pretraining = 2000 if sampler is None else 0
+    if check_count("num_pretraining", num_pretraining, minimum=0):
+        teacher = _pretraining_optimizer(num_pretraining)
+        policy, _ = pretrain(pretrain_key, policy, data, teacher, num_pretraining, batch_size=batch_size)
+        pair = ActorCritic(policy, value)
+    chains = init_sampler(jnp.resize(data, (batch_size, *event_shape)), raw_diffusion(pair))
     return fit(
         fit_key,
-        init_train(potential, optimizer, init_sampler(start, kernel), sampler_optimizer=players),
+        init_train(potential, optimizer, chains, sampler_optimizer=players),
         data,
         # In units of kT: the loss over tau, with the weight gamma tau of U^2.
         functools.partial(objectives.generalized_contrastive_divergence, energy_weight=gamma * tau),
@@ -188,7 +205,8 @@ def sampler_of(state: TrainState) -> DiffusionSampler:
     Raises:
         ValueError: the state's kernel has no such sampler.
     """
-    pair = getattr(state.sampler.kernel, "keywords", {}).get("sampler")
+    kernel = getattr(getattr(state, "sampler", None), "kernel", None)
+    pair = getattr(kernel, "keywords", {}).get("sampler")
     if not isinstance(pair, ActorCritic):
         raise ValueError("state: its kernel has no diffusion sampler, expected a state of this recipe.")
     return pair.policy
@@ -198,6 +216,11 @@ def sampler_of(state: TrainState) -> DiffusionSampler:
 def _adam(rate: float, num_updates: int) -> optax.GradientTransformation:
     """One object per length, so that runs of that length share their compilation."""
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(rate, num_updates)))
+
+
+@functools.cache
+def _pretraining_optimizer(num_updates: int) -> optax.GradientTransformation:
+    return optax.adam(optax.cosine_decay_schedule(2e-3, num_updates))
 
 
 def _policy(
@@ -220,8 +243,8 @@ def _policy(
 def _watched(evaluate: Evaluate | None, variance: float, state: TrainState) -> dict[str, Any]:
     """Whether the draws are as wide as the data, and what the caller wants to know besides."""
     key: Any = state.key
-    draws = sampler_of(state).sample(jax.random.fold_in(jax.random.fold_in(key, _WATCHED), state.step), _WATCHED)
-    ratio = float(draws.var(axis=0).sum()) / variance
+    draw_key = jax.random.fold_in(jax.random.fold_in(key, _WATCHED), state.step)
+    ratio = float(_total_variance(draw_key, sampler_of(state))) / variance
     if ratio < COLLAPSED:
         warnings.warn(
             f"after {int(state.step)} updates the draws of the sampler have {ratio:.1%} of the data's variance: it has "
@@ -230,4 +253,12 @@ def _watched(evaluate: Evaluate | None, variance: float, state: TrainState) -> d
             RuntimeWarning,
             stacklevel=4,
         )
-    return {"variance_ratio": ratio, **({} if evaluate is None else evaluate(state))}
+    found = {} if evaluate is None else evaluate(state)
+    if not isinstance(found, Mapping):
+        raise TypeError(f"evaluate: returned {type(found).__name__}, expected a dict of numbers by name.")
+    return {"variance_ratio": ratio, **found}
+
+
+@eqx.filter_jit
+def _total_variance(key: Key, sampler: DiffusionSampler) -> Array:
+    return sampler.sample(key, _WATCHED).var(axis=0).sum()
