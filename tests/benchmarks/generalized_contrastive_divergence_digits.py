@@ -144,7 +144,7 @@ def _cell(runs: Runs, name: str) -> str:
 
 def figure(path: Path) -> None:
     """Sixty draws before and after joint training."""
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3.9), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(11, 2.6), layout="constrained")
     pictures = {
         "training digits": digits().rows[:60],
         "pretrained sampler, 5 steps": draws_of(pretrained(0), 0)[:60],
