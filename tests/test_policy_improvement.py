@@ -111,6 +111,10 @@ def test_soft_values_leave_no_residual_under_the_best_policy(key, retention):
         rollout = policy.rollout(key, 200)
         assert temporal_difference_loss(value, energy, rollout) < 1e-24
         assert temporal_difference_loss(value, energy, sampler.rollout(key, 200)) > 1e-2
+        # Targets are constants: where the value at time 1 is wrong, that at time 2 has nothing to learn from it.
+        wrong = eqx.tree_at(lambda v: v.curvature, value, value.curvature.at[1].add(0.3))
+        slope = eqx.filter_grad(lambda v: temporal_difference_loss(v, energy, rollout))(wrong).curvature
+        assert abs(slope[2]) < 1e-12 < 1e-3 < slope[1]
         # The values at time zero are those of the diffused density: the mean weight given x_0 is exact.
         weight = -energy(rollout.final[0]) - running_costs(rollout)[0].sum()
         np.testing.assert_allclose(weight, -value(0, rollout.states[0, 0]), rtol=1e-10)
