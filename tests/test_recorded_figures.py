@@ -123,6 +123,12 @@ def test_what_entropy_and_the_penalty_do_to_eight_gaussians(seed):
     assert none["model"] == flat["model"] == "fail"
 
 
+def test_no_model_far_from_its_data_passes():
+    done = recorded("generalized_contrastive_divergence")
+    assert all(one["model"] == "fail" for one in done.values() if one["kl"] > 0.3)
+    assert any(one["model"] == "pass" for one in done.values() if one["kl"] < 0.05)
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_digits_of_a_diffusion_sampler(seed):
     done = recorded("generalized_contrastive_divergence_digits")
