@@ -151,6 +151,9 @@ def generalized_contrastive_divergence(
             "go. Transform the data to it."
         )
     net_key, sampler_key, value_key, pretrain_key, fit_key = jax.random.split(key, 5)
+    if (found := tuple(getattr(base, "event_shape", event_shape))) != event_shape:
+        # Densities broadcast: one of two coordinates is a number for events of one, too.
+        raise ValueError(f"base: got one of events {found}, expected those of the rows, {event_shape}.")
     if network is None:
         network = MLP(event_shape, key=net_key, width=128, depth=3, zero_init=True)
     check_potential(network, data[0], name="network")
