@@ -245,18 +245,28 @@ def run_all(path: Path, only: str = "") -> dict[str, dict[str, Any]]:
 
 def table(done: dict[str, dict[str, Any]]) -> str:
     """The table of the documentation."""
-    columns = ["weights, method", "SW of the sampler", "least share", "AUC of the energy (ideal)", "KL(data, energy)"]
-    columns += ["error of shares: sampler", "energy", "ESS of trajectories"]
+    columns = [
+        "weights, method",
+        "SW",
+        "least share",
+        "AUC below ideal",
+        "KL",
+        "sampler's shares",
+        "energy's shares",
+        "ESS",
+    ]
     return table_of_seeds(columns, done, CASES, SEEDS, _cells)
 
 
 def _cells(runs: Runs) -> list[str]:
-    ideal = " / ".join(f"{one['ideal_auc']:.3f}" for one in runs)
-    names = {"sw": ".3f", "min_share": ".3f", "auc": ".3f", "kl": ".3f"}
-    cells = [" / ".join(f"{one[name]:{form}}" for one in runs) for name, form in names.items()]
-    cells[2] += f" ({ideal})"
-    cells += [" / ".join(f"{one[name]:.3f}" for one in runs) for name in ("share_error", "energy_share_error")]
+    below = [{"below": one["ideal_auc"] - one["auc"]} for one in runs]
+    cells = [_cell(runs, "sw"), _cell(runs, "min_share"), _cell(below, "below")]
+    cells += [_cell(runs, name) for name in ("kl", "share_error", "energy_share_error")]
     return [*cells, " / ".join(f"{one['weight_ess']:.0%}" for one in runs) if "weight_ess" in runs[0] else "-"]
+
+
+def _cell(runs: Runs, name: str) -> str:
+    return " / ".join(f"{one[name]:.3f}".removeprefix("0") for one in runs)
 
 
 def figure(path: Path) -> None:
