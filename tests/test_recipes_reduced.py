@@ -59,7 +59,7 @@ def test_a_grid_of_gaussians():
 
 def test_eight_gaussians():
     joint, none = (
-        generalized_contrastive_divergence.judge("equal", method, 0, 800, with_diagnosis=False)
+        generalized_contrastive_divergence.judge("equal", method, 0, 1500, with_diagnosis=False)
         for method in ("joint", "joint, tau = 0")
     )
     assert joint["sw"] <= 0.3
