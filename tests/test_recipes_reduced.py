@@ -59,13 +59,15 @@ def test_a_grid_of_gaussians():
 
 def test_eight_gaussians():
     joint, none = (
-        generalized_contrastive_divergence.judge("equal", method, 0, 1500, with_diagnosis=False)
+        generalized_contrastive_divergence.judge("equal", method, 0, 800, with_diagnosis=False)
         for method in ("joint", "joint, tau = 0")
     )
     assert joint["sw"] <= 0.3
     assert joint["min_share"] >= 0.08
     assert joint["auc"] >= none["auc"] + 0.03
-    assert none["min_share"] < 0.02
+    # The collapse is complete after a few thousand updates; the weights tell of it from the start.
+    assert none["weight_ess"] < 0.3 * joint["weight_ess"]
+    assert none["sw"] > 2.0 * joint["sw"]
 
 
 def test_digits_by_diffusion():
