@@ -8,7 +8,6 @@ The figure goes to the folder ``images`` beside that of the tables.
 
 import argparse
 import functools
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +25,7 @@ import ebm_ppl as ebm
 from ebm_ppl import flows, kernels, normalizer, objectives, potentials, recipes
 from ebm_ppl.diagnostics import diagnose, rhat
 from ebm_ppl.flows.fitting import default_optimizer
-from tests.benchmarks._seeds import Runs, table_of_seeds
+from tests.benchmarks._seeds import Runs, run_seeds, table_of_seeds
 
 SEEDS = 3
 PLANE = dist.Normal(0.0, 1.0).expand([2]).to_event(1)
@@ -263,15 +262,13 @@ CASES: dict[str, tuple[Callable[..., dict[str, Any]], tuple, int]] = {
 
 def run_all(path: Path, only: str = "") -> dict[str, dict[str, Any]]:
     """All cases, seed by seed; what the file at ``path`` has already is not done again."""
-    done = json.loads(path.read_text()) if path.exists() else {}
-    for seed in range(SEEDS):
-        for case, (judge, arguments, seeds) in CASES.items():
-            name = f"{case}/{seed}"
-            if seed < seeds and name not in done and case.startswith(only):
-                done[name] = judge(*arguments, seed)
-                print(name, {k: v for k, v in done[name].items() if k != "weights"}, flush=True)
-                path.write_text(json.dumps(done, indent=1) + "\n")
-    return done
+    runs = (
+        (f"{case}/{seed}", functools.partial(judge, *arguments, seed))
+        for seed in range(SEEDS)
+        for case, (judge, arguments, seeds) in CASES.items()
+        if seed < seeds and case.startswith(only)
+    )
+    return run_seeds(path, runs)
 
 
 def table(done: dict[str, dict[str, Any]]) -> str:

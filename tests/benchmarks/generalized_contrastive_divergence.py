@@ -9,7 +9,6 @@ of the tables.
 
 import argparse
 import functools
-import json
 import time
 import warnings
 from pathlib import Path
@@ -30,7 +29,7 @@ from ebm_ppl.diagnostics import diagnose
 from ebm_ppl.diffusion import DiffusionSampler
 from ebm_ppl.errors import TrainingFailure
 from ebm_ppl.recipes import generalized_contrastive_divergence, sampler_of
-from tests.benchmarks._seeds import Runs, table_of_seeds
+from tests.benchmarks._seeds import Runs, run_seeds, table_of_seeds
 
 SEEDS, NUM_UPDATES, NUM_ROWS, BATCH = 3, 4000, 50_000, 256
 TEMPERATURE, NUM_STEPS = 0.1, 5
@@ -232,15 +231,13 @@ def run() -> dict[str, Any]:
 
 def run_all(path: Path, only: str = "") -> dict[str, dict[str, Any]]:
     """All cases, seed by seed; what the file at ``path`` has already is not done again."""
-    done = json.loads(path.read_text()) if path.exists() else {}
-    for seed in range(SEEDS):
-        for case, (weights, method, seeds) in CASES.items():
-            name = f"{case}/{seed}"
-            if seed < seeds and name not in done and case.startswith(only):
-                done[name] = judge(weights, method, seed)
-                print(name, {k: v for k, v in done[name].items() if not isinstance(v, list)}, flush=True)
-                path.write_text(json.dumps(done, indent=1) + "\n")
-    return done
+    runs = (
+        (f"{case}/{seed}", functools.partial(judge, weights, method, seed))
+        for seed in range(SEEDS)
+        for case, (weights, method, seeds) in CASES.items()
+        if seed < seeds and case.startswith(only)
+    )
+    return run_seeds(path, runs)
 
 
 def table(done: dict[str, dict[str, Any]]) -> str:

@@ -6,7 +6,6 @@ on one core, and writes the table of the documentation and a figure. What is don
 
 import argparse
 import functools
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from sklearn.metrics import roc_auc_score
 import ebm_ppl as ebm
 from ebm_ppl.diffusion import DiffusionSampler, guide, pretrain
 from ebm_ppl.recipes import generalized_contrastive_divergence, sampler_of
-from tests.benchmarks._seeds import Runs
+from tests.benchmarks._seeds import Runs, markdown, run_seeds
 from tests.benchmarks.dual_mcmc_teaching import digit_distance, digits
 
 SEEDS, NUM_UPDATES, NUM_PRETRAINING, NUM_STEPS = 3, 2000, 5000, 5
@@ -112,14 +111,8 @@ def run() -> dict[str, Any]:
 
 def run_all(path: Path) -> dict[str, dict[str, Any]]:
     """All cases, seed by seed; what the file at ``path`` has already is not done again."""
-    done = json.loads(path.read_text()) if path.exists() else {}
-    for seed in range(SEEDS):
-        for method in METHODS:
-            if (name := f"{method}/{seed}") not in done:
-                done[name] = judge(method, seed)
-                print(name, done[name], flush=True)
-                path.write_text(json.dumps(done, indent=1) + "\n")
-    return done
+    runs = ((f"{method}/{seed}", functools.partial(judge, method, seed)) for seed in range(SEEDS) for method in METHODS)
+    return run_seeds(path, runs)
 
 
 def table(done: dict[str, dict[str, Any]]) -> str:
@@ -131,11 +124,11 @@ def table(done: dict[str, dict[str, Any]]) -> str:
         "AUC, digits against noise",
         "against blurred digits",
     ]
-    rows = [columns, ["---"] * len(columns)]
+    rows = [columns]
     for method in METHODS:
         runs = [done[f"{method}/{seed}"] for seed in range(SEEDS) if f"{method}/{seed}" in done]
         rows.append([method, *(_cell(runs, n) for n in ("fd", "fd_guided", "auc_noise", "auc_blurred"))])
-    return "".join(f"|{'|'.join(row)}|\n" if row[0] == "---" else f"| {' | '.join(row)} |\n" for row in rows)
+    return markdown(rows)
 
 
 def _cell(runs: Runs, name: str) -> str:
