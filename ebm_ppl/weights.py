@@ -114,3 +114,13 @@ def resampled(key: Key, particles: PyTree, log_weight: Array, is_due: Array) -> 
     index = jnp.where(weight[index] > 0, index, jnp.argmax(weight))
     index = jnp.where(is_due, index, jnp.arange(num_particles))
     return jax.tree.map(lambda x: x[index], particles)
+
+
+def weight_statistics(log_weight: Array) -> dict[str, Array]:
+    """``weight_ess``, the effective number of draws, and ``log_normalizer``, the log of the mean weight."""
+    total, total_squared = logsumexp(log_weight), logsumexp(2.0 * log_weight)
+    is_dead = total == -jnp.inf
+    return {
+        "weight_ess": jnp.where(is_dead, 0.0, jnp.exp(2.0 * total - jnp.where(is_dead, 0.0, total_squared))),
+        "log_normalizer": total - jnp.log(log_weight.size),
+    }

@@ -12,11 +12,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from blackjax.base import SamplingAlgorithm
-from jax.scipy.special import logsumexp
 from jax.tree_util import Partial
 
 from ebm_ppl.info import step_info
 from ebm_ppl.types import Array, Info, Kernel, Key, Potential
+from ebm_ppl.weights import weight_statistics
 
 Correction = Literal["weights", "metropolis"]
 
@@ -153,15 +153,6 @@ def _choose(condition: Array, new: Array, old: Array) -> Array:
     return jnp.where(condition.reshape(-1, *[1] * (old.ndim - 1)), new, old)
 
 
-def _weight_statistics(log_weight: Array) -> dict[str, Array]:
-    total, total_squared = logsumexp(log_weight), logsumexp(2.0 * log_weight)
-    is_dead = total == -jnp.inf
-    return {
-        "weight_ess": jnp.where(is_dead, 0.0, jnp.exp(2.0 * total - jnp.where(is_dead, 0.0, total_squared))),
-        "log_normalizer": total - jnp.log(log_weight.size),
-    }
-
-
 def _propose(key: Key, sampler: Any, potential: Potential, num_chains: int) -> tuple[Array, Array, Array, Array]:
     """Fresh events, their energies and log weights, and which of them can be used; the others weigh nothing."""
     trajectory = sampler.rollout(key, num_chains)
@@ -191,7 +182,7 @@ class _Weighted:
                 is_divergent=is_lost,
                 num_energies=1,
                 num_nonfinite=~is_usable,
-                **_weight_statistics(log_weight),
+                **weight_statistics(log_weight),
             )
             position = _choose(is_usable, events, state.position)
             return WeightedState(position, jnp.where(is_lost, state.log_weight, log_weight)), info
@@ -224,7 +215,7 @@ class _Metropolis:
                 is_divergent=is_stranded & ~is_accepted,
                 num_energies=1,
                 num_nonfinite=~is_usable,
-                **_weight_statistics(log_weight),
+                **weight_statistics(log_weight),
             )
             position = _choose(is_accepted, events, state.position)
             return MetropolisState(position, jnp.where(is_accepted, energy, state.energy)), info

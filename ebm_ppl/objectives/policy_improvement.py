@@ -10,13 +10,13 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import logsumexp
 
 from ebm_ppl.checks import check_count, check_number
 from ebm_ppl.diffusion import ActorCritic, DiffusionSampler, Trajectory
 from ebm_ppl.objectives.contrastive import require_sampler
 from ebm_ppl.partials import as_constants
 from ebm_ppl.types import Array, Batch, Event, Key, Metrics, Potential, SamplerState, Scalar
+from ebm_ppl.weights import weight_statistics
 
 PolicyGradient = Literal["pathwise", "reinforce"]
 
@@ -299,14 +299,14 @@ def policy_improvement(
     of_noising = velocity_loss(policy, trajectory.states)
 
     log_weight = trajectory.log_weight(jax.vmap(potential)(trajectory.final))
-    total = logsumexp(log_weight)
+    statistics = weight_statistics(log_weight)
     metrics = {
         "policy_loss": policy_loss,
         "value_loss": value_loss,
         "velocity_loss": of_noising,
         "free_energy": -log_weight.mean(),
-        "log_normalizer": total - jnp.log(num_samples),
-        "weight_ess": jnp.exp(2.0 * total - logsumexp(2.0 * log_weight)) / num_samples,
+        "log_normalizer": statistics["log_normalizer"],
+        "weight_ess": statistics["weight_ess"] / num_samples,
         "step_scale": policy.step_scale,
         "velocity_scale": policy.backward.scale,
     }

@@ -19,7 +19,7 @@ from ebm_ppl.potentials import MLP, tilt
 from ebm_ppl.regions import describe_region, is_whole_space
 from ebm_ppl.sampling import advance, init_sampler, take_chains
 from ebm_ppl.training import TrainState, fit, init_train
-from ebm_ppl.training.stopping import Evaluate
+from ebm_ppl.training.stopping import Evaluate, named_numbers
 from ebm_ppl.types import Array, Key, Potential
 
 LOST = 0.01
@@ -171,4 +171,4 @@ def _watched(evaluate: Evaluate | None, state: TrainState) -> dict[str, Any]:
             RuntimeWarning,
             stacklevel=4,
         )
-    return {**rates, **({} if evaluate is None else evaluate(state))}
+    return {**rates, **named_numbers(evaluate, state)}

@@ -2,7 +2,6 @@
 
 import functools
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -23,7 +22,7 @@ from ebm_ppl.regions import describe_region, is_whole_space
 from ebm_ppl.sampling import init_sampler
 from ebm_ppl.training import TrainState, fit, init_train
 from ebm_ppl.training.state import check_optimizer
-from ebm_ppl.training.stopping import Evaluate
+from ebm_ppl.training.stopping import Evaluate, named_numbers
 from ebm_ppl.types import Array, Key, Potential
 
 COLLAPSED = 0.1
@@ -256,10 +255,7 @@ def _watched(evaluate: Evaluate | None, variance: float, state: TrainState) -> d
             RuntimeWarning,
             stacklevel=4,
         )
-    found = {} if evaluate is None else evaluate(state)
-    if not isinstance(found, Mapping):
-        raise TypeError(f"evaluate: returned {type(found).__name__}, expected a dict of numbers by name.")
-    return {"variance_ratio": ratio, **found}
+    return {"variance_ratio": ratio, **named_numbers(evaluate, state)}
 
 
 @eqx.filter_jit

@@ -82,15 +82,25 @@ class BestSoFar:
         return self._waited >= rule.patience
 
 
+def named_numbers(evaluate: Evaluate | None, state: TrainState) -> Mapping[str, Any]:
+    """What a caller evaluates, by name; nothing where there is no function.
+
+    Raises:
+        TypeError: ``evaluate`` returned something else.
+    """
+    found = {} if evaluate is None else evaluate(state)
+    if not isinstance(found, Mapping):
+        raise TypeError(f"evaluate: returned {type(found).__name__}, expected a dict of numbers by name.")
+    return found
+
+
 def evaluated(evaluate: Evaluate, state: TrainState) -> dict[str, np.ndarray]:
     """The evaluations of one report with the update they were made after, ``(1,)`` each.
 
     Raises:
         TypeError: ``evaluate`` returned something else than numbers by name.
     """
-    found = evaluate(state)
-    if not isinstance(found, Mapping):
-        raise TypeError(f"evaluate: returned {type(found).__name__}, expected a dict of numbers by name.")
+    found = named_numbers(evaluate, state)
     numbers = {PREFIX + name: np.asarray(value) for name, value in found.items()}
     for name, value in numbers.items():
         if value.shape != ():
