@@ -40,9 +40,11 @@ _ON_USE = (
     "infer",
     "kernels",
     "normalizer",
+    "optimizers",
     "objectives",
     "plots",
     "recipes",
+    "replay",
     "targets",
     "testing",
 )
@@ -50,6 +52,7 @@ _FUNCTIONS_ON_USE = {
     "at_unit_temperature": "temperature",
     "check_model": "roles",
     "check_temperature": "temperature",
+    "draw_short_run": "generation",
     "fitted_temperature": "temperature",
     "tune_ladder": "ladder",
 }

@@ -22,6 +22,7 @@ from ebm_ppl.sampling import advance, chains_at, is_discrete_kernel
 from ebm_ppl.supports import is_circular
 from ebm_ppl.types import (
     Array,
+    ConfinedKernel,
     Density,
     FreshPopulation,
     Info,
@@ -73,6 +74,7 @@ def init_chains(
     transform = None if is_discrete else ebm.transform  # refuses discrete supports, and says what moves on them
     if transform is not None:
         _check_proposals(ebm, kernel)
+        _refuse_surfaces(kernel)
     rows = ebm.batch_shape if batch_shape is None else batch_shape
     if start is None:
         start = base_draws(key, ebm, (num_chains,), rows)
@@ -107,6 +109,15 @@ def _check_proposals(ebm: EBM, kernel: Kernel) -> None:
                 f"distribution over the unconstrained space in which the chains of an EBM on {ebm.support} move. Pass one "
                 "over all of it, such as numpyro.distributions.TransformedDistribution(q, biject_to(q.support).inv)."
             )
+
+
+def _refuse_surfaces(kernel: Kernel) -> None:
+    if isinstance(function_behind(kernel), ConfinedKernel):
+        raise TypeError(
+            "kernel: got one whose chains live on a surface (kernels.sphere_langevin), where those of an EBM move in "
+            "the space around the sphere, expected a kernel of free space such as kernels.mala. With ebm_ppl.advance "
+            "and a bare potential it is right."
+        )
 
 
 def _each_row_at(position: Array, kernel: Kernel) -> SamplerState:

@@ -179,6 +179,16 @@ def check_precision(name: str, tree: PyTree) -> None:
             )
 
 
+def check_probability(name: str, value: Any) -> None:
+    """A number in [0, 1].
+
+    Raises:
+        ValueError: a concrete ``value`` is outside [0, 1] or NaN.
+    """
+    if not is_traced(value) and not 0.0 <= float(value) <= 1.0:
+        raise ValueError(f"{name}: got {value}, expected a probability in [0, 1].")
+
+
 def check_levels(name: str, levels: Sequence[float], count: int) -> tuple[float, ...]:
     """So many increasing numbers in (0, 1).
 

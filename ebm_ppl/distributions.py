@@ -23,6 +23,7 @@ from numpyro.distributions.batch_util import promote_batch_shape, vmap_over
 from ebm_ppl.checks import check_potential
 from ebm_ppl.errors import UnknownNormalizerError
 from ebm_ppl.named_fields import named, unnamed
+from ebm_ppl.potentials.short_run import find_short_runs, not_a_density
 from ebm_ppl.rows import RowPotential
 from ebm_ppl.supports import movable
 from ebm_ppl.types import VALUE_KINDS as VALUE_KINDS
@@ -86,7 +87,8 @@ class EBM(dist.Distribution):
         TypeError: the energy is not a real floating one, has 64-bit parameters in a 32-bit session, or ``base`` is not a
             NumPyro distribution.
         ValueError: the energy is not a scalar for one event of ``base.event_shape``, the shapes of ``condition`` or
-            ``log_normalizer`` do not fit, or ``base`` is an EBM with unknown log Z.
+            ``log_normalizer`` do not fit, ``base`` is an EBM with unknown log Z, or ``log_normalizer`` is given for the
+            energy of a short run (:class:`ebm_ppl.potentials.ShortRun`), which is not a density.
 
     Example:
         >>> import jax.numpy as jnp, numpyro.distributions as dist
@@ -152,6 +154,12 @@ class EBM(dist.Distribution):
         self.log_normalizer, self.log_normalizer_error, self.log_normalizer_reliable = None, None, None
         self.normalizer_kind = None
         if log_normalizer is not None:
+            if runs := find_short_runs(potential):
+                raise ValueError(
+                    "log_normalizer: got one for the energy of a short run, expected None: "
+                    f"{not_a_density(runs[0].num_steps)}. Where nothing changes after its last step, pass "
+                    "potential.plain."
+                )
             self._set_normalizer(log_normalizer, "exact")
 
     def _set_normalizer(self, log_normalizer: Any, kind: str) -> None:

@@ -15,6 +15,7 @@ from numpyro.infer.initialization import init_to_sample
 from numpyro.ops.provenance import eval_provenance
 
 from ebm_ppl.distributions import EBM, find_ebms, map_ebms
+from ebm_ppl.potentials import find_short_runs
 
 _PREFIX = "site "
 
@@ -33,6 +34,7 @@ class SiteDependencies(NamedTuple):
         is_discrete: Whether its values are.
         has_rows: Whether an EBM of the site has one normaliser per row.
         in_scan: Whether it sits inside ``numpyro.contrib.control_flow.scan``, which hides what its energy depends on.
+        short_run: Steps of the short run that an energy of the site was trained by; zero for all others.
     """
 
     observed: bool
@@ -44,6 +46,7 @@ class SiteDependencies(NamedTuple):
     is_discrete: bool = False
     has_rows: bool = False
     in_scan: bool = False
+    short_run: int = 0
 
 
 def ebm_dependencies(
@@ -72,7 +75,7 @@ def ebm_dependencies(
         ['scale']
     """
     kwargs = kwargs or {}
-    flags: dict[str, dict[str, bool]] = {}
+    flags: dict[str, dict[str, Any]] = {}
 
     def inputs() -> tuple[dict[str, Any], dict[str, Any]]:
         seeded = handlers.substitute(handlers.seed(model, 0), substitute_fn=any_value)
@@ -94,6 +97,7 @@ def ebm_dependencies(
                     "is_discrete": all(ebm.base.is_discrete for ebm in ebms),
                     "has_rows": any(ebm.batch_shape for ebm in ebms),
                     "in_scan": bool(site.get("_control_flow_done", False)),
+                    "short_run": max((run.num_steps for e in ebms for run in find_short_runs(e.potential)), default=0),
                 }
                 at_constant = [_density_at_constant(ebm) for ebm in ebms]
                 try:

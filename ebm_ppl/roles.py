@@ -5,6 +5,7 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from ebm_ppl.errors import UnknownNormalizerError
+from ebm_ppl.potentials.short_run import not_a_density
 from ebm_ppl.provenance import SiteDependencies, ebm_dependencies, factor_sites
 
 
@@ -19,6 +20,7 @@ class Role(Enum):
     LEARNED_PRIOR = "learned prior"
     HIERARCHICAL = "hierarchical"
     WEIGHTED = "weighted"
+    SHORT_RUN = "short run"
 
 
 _MEANING = {
@@ -29,6 +31,7 @@ _MEANING = {
     Role.FIXED_PRIOR: "a latent with a fixed energy: log Z is one constant of the log joint",
     Role.LEARNED_PRIOR: "a latent with a learned energy: its prior's log Z is part of the likelihood",
     Role.HIERARCHICAL: "a latent with latent parameters: their posterior contains its log Z",
+    Role.SHORT_RUN: "an energy trained by short runs: what was fitted is the law of their last step, not exp(-U)",
     Role.WEIGHTED: "its log Z counts a varying number of times (a mixture, or a mask or scale with latent values)",
 }
 
@@ -44,6 +47,8 @@ _WHAT_TO_DO = {
     "handlers.exact_normalizer",
     Role.HIERARCHICAL: "infer.Exchange for the parameters inside numpyro.infer.gibbs.Gibbs; handlers.exact_normalizer; "
     "handlers.surrogate_normalizer",
+    Role.SHORT_RUN: "handlers.simulate with the kernel it was trained with, potential.sampler, and num_steps=1; a prior "
+    "has to be trained by chains that arrive: objectives.persistent_contrastive_divergence, then diagnose",
     Role.WEIGHTED: "handlers.exact_normalizer, handlers.estimated_normalizer (not in MCMC), or a log_normalizer",
 }
 
@@ -58,6 +63,8 @@ def role_of(found: SiteDependencies) -> Role:
     """
     if found.is_normalized:
         return Role.NORMALIZED
+    if found.short_run and not found.observed:
+        return Role.SHORT_RUN
     if found.weight:
         return Role.WEIGHTED
     if found.latents:
@@ -82,6 +89,22 @@ def refuse_scan(name: str, found: SiteDependencies) -> None:
         raise UnknownNormalizerError(
             f"site '{name}': it is inside numpyro.contrib.control_flow.scan, which hides what its energy depends on, so no "
             "policy can account for its log Z. Declare the EBM outside the scan, or give it a log_normalizer."
+        )
+
+
+def refuse_short_run(name: str, found: SiteDependencies) -> None:
+    """An energy that was trained by short runs is no prior: ``exp(-U)`` is not what was fitted, and may have no integral.
+
+    Raises:
+        UnknownNormalizerError: the site is a latent one with such an energy.
+    """
+    if found.short_run and not found.observed:
+        raise UnknownNormalizerError(
+            f"site '{name}': {not_a_density(found.short_run)}, and cannot serve as a prior: training fitted the law of "
+            f"step {found.short_run} of its runs, and exp(-U) may have no integral. Draw from it with "
+            "handlers.simulate(model, kernel=potential.sampler, num_steps=1); for a prior train with "
+            "persistent_contrastive_divergence. Where diagnostics.sampling_times shows that nothing changes after the last "
+            "step, pass potential.plain."
         )
 
 
@@ -179,6 +202,7 @@ def check_model(model: Callable[..., Any], *args: Any, **kwargs: Any) -> ModelRe
         refuse_scan(name, site)
         for policy in policies:
             if not site.is_normalized:
+                refuse_short_run(name, site)
                 policy.require(name, site)
     sites = {
         name: SiteReport(role_of(site), site.latents, site.params, site.weight, what_to_do(site), _notes(site))
@@ -190,6 +214,8 @@ def check_model(model: Callable[..., Any], *args: Any, **kwargs: Any) -> ModelRe
 
 def _notes(site: SiteDependencies) -> tuple[str, ...]:
     notes = []
+    if site.short_run:
+        notes.append(not_a_density(site.short_run))
     if site.is_discrete and not site.observed:
         notes.append(
             "discrete: NUTS and the other gradient kernels cannot move it; use a discrete kernel (Gibbs, "

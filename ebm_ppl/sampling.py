@@ -1,4 +1,4 @@
-"""Running a kernel: sampler states, the negative phase, traces, and the replay buffer.
+"""Running a kernel: sampler states, the negative phase, and traces.
 
 A :class:`~ebm_ppl.types.SamplerState` holds positions only. Every call here builds the kernel's own state afresh from
 them, at the cost of one gradient, because a log density cached before a parameter update is a lie after it.
@@ -17,6 +17,7 @@ from ebm_ppl.partials import as_constants, function_behind
 from ebm_ppl.types import (
     Array,
     AuxiliaryKernel,
+    ConfinedKernel,
     DiscreteKernel,
     Info,
     Kernel,
@@ -106,6 +107,9 @@ def init_sampler(position: PyTree, kernel: Kernel) -> SamplerState:
                     f"position: got {int(bad.sum())} of {leaf.shape[0]} chains with NaN or infinite coordinates, the "
                     f"first at index {int(jnp.argmax(bad))}; expected finite positions."
                 )
+    func = function_behind(kernel)
+    if isinstance(func, ConfinedKernel):
+        func.check_space(None, position)
     return chains_at(position, kernel)
 
 
@@ -120,7 +124,7 @@ def chains_at(position: PyTree, kernel: Kernel) -> SamplerState:
         position,
         jnp.zeros(num_chains, dtype),
         kernel,
-        _fresh_auxiliary(position, kernel),
+        fresh_auxiliary(position, kernel),
         jnp.zeros(num_chains, jnp.int32),
     )
 
@@ -145,7 +149,8 @@ def temperature_of(sampler: SamplerState) -> Array | None:
     return func.temperature(**(sampler.kernel.keywords if isinstance(sampler.kernel, Partial) else {}))
 
 
-def _fresh_auxiliary(position: PyTree, kernel: Kernel) -> PyTree:
+def fresh_auxiliary(position: PyTree, kernel: Kernel) -> PyTree:
+    """What else chains that start at ``position`` carry; ``None`` for most kernels."""
     func = function_behind(kernel)
     if not isinstance(func, AuxiliaryKernel):
         return None
@@ -235,6 +240,8 @@ def check_sampler(potential: Potential, sampler: SamplerState) -> None:
         )
     if isinstance(func, DiscreteKernel):
         func.check_position(potential, sampler.position)
+    if isinstance(func, ConfinedKernel):
+        func.check_space(potential, sampler.position)
 
 
 def _population(key: Key, potential: Potential, sampler: SamplerState) -> tuple[Any, Any]:
@@ -302,114 +309,3 @@ def _draw(
 
 _compiled_advance = eqx.filter_jit(_advance)
 _compiled_draw = eqx.filter_jit(_draw)
-
-
-def restart(key: Key, sampler: SamplerState, fresh: PyTree, probability: float | Array) -> SamplerState:
-    """Replay buffer: send each chain back to a fresh position, independently with the given probability.
-
-    Probability 0 is plain persistence, 1 is a fresh start for every chain.
-
-    Args:
-        key: Random key.
-        sampler: The chains.
-        fresh: Fresh positions ``(chain, *event)``: rows of data, or draws of the base.
-        probability: Restart probability in [0, 1].
-
-    Returns:
-        The sampler with restarted chains; their log weights and ages return to zero.
-
-    Raises:
-        ValueError: a concrete ``probability`` outside [0, 1], or ``fresh`` of another shape than the chains.
-
-    Example:
-        >>> import jax, jax.numpy as jnp, ebm_ppl as ebm
-        >>> sampler = ebm.init_sampler(jnp.zeros((3, 2)), ebm.kernels.mala(step_size=0.1))
-        >>> float(restart(jax.random.key(0), sampler, jnp.ones((3, 2)), 1.0).position.sum())
-        6.0
-
-    References:
-        Du, Mordatch (2019), Implicit generation and generalization in energy-based models, arXiv:1903.08689 (a replay
-        buffer with 5 % restarts).
-    """
-    check_probability("probability", probability)
-    shapes, fresh_shapes = jax.tree.map(jnp.shape, sampler.position), jax.tree.map(jnp.shape, fresh)
-    if shapes != fresh_shapes:
-        raise ValueError(f"fresh: got shape {fresh_shapes}, expected that of the chains, {shapes}.")
-    chosen = jax.random.bernoulli(key, probability, (sampler.num_chains,))
-
-    def choose(new: Array, old: Array) -> Array:
-        return jnp.where(chosen.reshape(-1, *[1] * (old.ndim - 1)), new.astype(old.dtype), old)
-
-    position = jax.tree.map(choose, fresh, sampler.position)
-    auxiliary = jax.tree.map(choose, _fresh_auxiliary(fresh, sampler.kernel), sampler.auxiliary)
-    log_weight = jnp.where(chosen, 0.0, sampler.log_weight)
-    age = None if sampler.age is None else jnp.where(chosen, 0, sampler.age)
-    return sampler._replace(position=position, log_weight=log_weight, auxiliary=auxiliary, age=age)
-
-
-def check_probability(name: str, value: float | Array) -> None:
-    """A number in [0, 1].
-
-    Raises:
-        ValueError: a concrete ``value`` is outside [0, 1] or NaN.
-    """
-    if not is_traced(value) and not 0.0 <= float(value) <= 1.0:
-        raise ValueError(f"{name}: got {value}, expected a probability in [0, 1].")
-
-
-def gather_chains(key: Key, sampler: SamplerState, num_chains: int) -> tuple[Array, SamplerState]:
-    """Replay buffer: choose chains at random, without replacement.
-
-    Args:
-        key: Random key.
-        sampler: The whole bank of chains.
-        num_chains: How many to choose.
-
-    Returns:
-        Their indices ``(num_chains,)`` and a sampler of those chains, for :func:`scatter_chains` to put back.
-
-    Raises:
-        ValueError: ``num_chains`` exceeds the bank.
-
-    Example:
-        >>> import jax, jax.numpy as jnp, ebm_ppl as ebm
-        >>> bank = ebm.init_sampler(jnp.zeros((100, 2)), ebm.kernels.mala(step_size=0.1))
-        >>> index, chosen = gather_chains(jax.random.key(0), bank, 10)
-        >>> chosen.num_chains
-        10
-    """
-    if check_count("num_chains", num_chains) > sampler.num_chains:
-        raise ValueError(f"num_chains: got {num_chains}, expected at most the {sampler.num_chains} chains of the bank.")
-    index = jax.random.choice(key, sampler.num_chains, (num_chains,), replace=False)
-    return index, take_chains(sampler, index)
-
-
-def take_chains(sampler: SamplerState, index: Array) -> SamplerState:
-    """A sampler of the chains with these indices.
-
-    Example:
-        >>> import jax.numpy as jnp, ebm_ppl as ebm
-        >>> bank = ebm.init_sampler(jnp.arange(4.0), ebm.kernels.mala(step_size=0.1))
-        >>> take_chains(bank, jnp.array([3, 1])).position.tolist()
-        [3.0, 1.0]
-    """
-    return sampler._replace(**jax.tree.map(lambda x: x[index], _per_chain(sampler)))
-
-
-def scatter_chains(sampler: SamplerState, index: Array, moved: SamplerState) -> SamplerState:
-    """Replay buffer: put moved chains back into the bank at their indices.
-
-    Example:
-        >>> import jax, jax.numpy as jnp, ebm_ppl as ebm
-        >>> bank = ebm.init_sampler(jnp.zeros((4, 2)), ebm.kernels.mala(step_size=0.1))
-        >>> index, chosen = gather_chains(jax.random.key(0), bank, 2)
-        >>> float(scatter_chains(bank, index, chosen._replace(position=chosen.position + 1)).position.sum())
-        4.0
-    """
-    merged = jax.tree.map(lambda old, new: old.at[index].set(new), _per_chain(sampler), _per_chain(moved))
-    return sampler._replace(**merged)
-
-
-def _per_chain(sampler: SamplerState) -> dict[str, PyTree]:
-    """All that has a leading chain axis."""
-    return {name: getattr(sampler, name) for name in ("position", "log_weight", "auxiliary", "age")}

@@ -245,6 +245,41 @@ class DiscreteKernel(Protocol):
 
 
 @runtime_checkable
+class ConfinedKernel(Protocol):
+    """The function behind a kernel (``kernel.func``) whose chains live on a surface, such as the sphere."""
+
+    def check_space(self, potential: Potential | None, position: PyTree, /) -> None:
+        """Raise where the chains are elsewhere, as far as values are concrete, or the potential is of another space."""
+        ...
+
+
+@runtime_checkable
+class ShortRunKernel(Protocol):
+    """The function behind a kernel (``kernel.func``) that runs a fixed number of steps from a fixed start."""
+
+    @property
+    def num_steps(self) -> int:
+        """``k``."""
+        ...
+
+    def positions_at(
+        self, rng_key: Key, potential: Potential, num_chains: int, times: tuple[int, ...], /, **tunables: Any
+    ) -> PyTree:
+        """Where runs are after each of the increasing numbers of steps, ``(time, chain, *event)``."""
+        ...
+
+
+@runtime_checkable
+class Annotated(Protocol):
+    """A potential that is another one of the same energy, with something said about it."""
+
+    @property
+    def plain(self) -> Potential:
+        """That other one, for what asks a potential for its structure."""
+        ...
+
+
+@runtime_checkable
 class FreshPopulation(Protocol):
     """The function behind a kernel (``kernel.func``) whose step may draw its chains anew, whatever they were before.
 

@@ -41,8 +41,8 @@ LAYERS = (
     {"checks", "densities", "info", "proposals", "regions", "weights"},
     {"potentials", "targets"},
     {"kernels", "flows", "diffusion"},
-    {"sampling"},
-    {"objectives", "normalizer", "adaptation", "ladder", "testing"},
+    {"sampling", "replay"},
+    {"objectives", "normalizer", "adaptation", "ladder", "testing", "generation", "optimizers"},
     {"training"},
     TOP,
     {"demo"},
@@ -54,6 +54,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 BESIDE = {
     "targets": {"potentials"},
     "ladder": {"adaptation"},
+    "replay": {"sampling"},
     "regions": {"checks"},
     **dict.fromkeys(TOP, TOP),
 }

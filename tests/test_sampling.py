@@ -111,20 +111,20 @@ def test_no_gradient_flows_through_the_chains(key):
 
 def test_restart_replaces_the_chosen_fraction_and_clears_its_weights(key):
     sampler = ebm.init_sampler(jnp.zeros((20_000, 1)), kernels.mala(0.1))._replace(log_weight=jnp.ones(20_000))
-    after = sampling.restart(key, sampler, jnp.ones((20_000, 1)), 0.05)
+    after = replay.restart(key, sampler, jnp.ones((20_000, 1)), 0.05)
     fresh = np.asarray(after.position[:, 0] == 1)
     assert abs(fresh.mean() - 0.05) < 6 * np.sqrt(0.05 * 0.95 / 20_000)
     np.testing.assert_array_equal(np.asarray(after.log_weight), np.where(fresh, 0.0, 1.0))
-    np.testing.assert_array_equal(sampling.restart(key, sampler, jnp.ones((20_000, 1)), 0.0).position, 0.0)
-    np.testing.assert_array_equal(sampling.restart(key, sampler, jnp.ones((20_000, 1)), 1.0).position, 1.0)
+    np.testing.assert_array_equal(replay.restart(key, sampler, jnp.ones((20_000, 1)), 0.0).position, 0.0)
+    np.testing.assert_array_equal(replay.restart(key, sampler, jnp.ones((20_000, 1)), 1.0).position, 1.0)
 
 
 def test_gathered_chains_return_to_their_places(key):
     bank = ebm.init_sampler(jnp.arange(50.0)[:, None], kernels.mala(0.1))
-    index, chosen = sampling.gather_chains(key, bank, 20)
+    index, chosen = replay.gather_chains(key, bank, 20)
     assert len(set(index.tolist())) == 20
     moved = chosen._replace(position=-chosen.position, log_weight=chosen.log_weight + 2.0)
-    after = sampling.scatter_chains(bank, index, moved)
+    after = replay.scatter_chains(bank, index, moved)
     expected = np.arange(50.0)
     expected[np.asarray(index)] *= -1
     np.testing.assert_array_equal(after.position[:, 0], expected)
@@ -186,9 +186,9 @@ def test_changing_the_step_size_does_not_recompile():
         (lambda: ebm.advance(jax.random.key(0), "energy", good(), 1), TypeError, "potential: got str"),
         (lambda: ebm.advance(jax.random.key(0), quadratic, jnp.zeros((3, 2)), 1), TypeError, "sampler: got"),
         (lambda: ebm.draw(jax.random.key(0), quadratic, good(), 0), ValueError, "num_draws: got 0"),
-        (lambda: sampling.restart(jax.random.key(0), good(), jnp.zeros((3, 3)), 0.1), ValueError, "fresh: got shape"),
-        (lambda: sampling.restart(jax.random.key(0), good(), jnp.zeros((3, 2)), 1.1), ValueError, "probability: got 1.1"),
-        (lambda: sampling.gather_chains(jax.random.key(0), good(), 4), ValueError, "num_chains: got 4"),
+        (lambda: replay.restart(jax.random.key(0), good(), jnp.zeros((3, 3)), 0.1), ValueError, "fresh: got shape"),
+        (lambda: replay.restart(jax.random.key(0), good(), jnp.zeros((3, 2)), 1.1), ValueError, "probability: got 1.1"),
+        (lambda: replay.gather_chains(jax.random.key(0), good(), 4), ValueError, "num_chains: got 4"),
         (lambda: ebm.tune_step_size(jax.random.key(0), quadratic, good(), 1.0), ValueError, "target_acceptance: got 1.0"),
         (lambda: ebm.tune_step_size(jax.random.key(0), quadratic, unadjusted(), 0.6), ValueError, "acceptance rate is NaN"),
         (lambda: adaptation.set_tunables(good(), step_size=-1.0), ValueError, "step_size: got -1.0"),

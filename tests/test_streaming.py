@@ -14,7 +14,7 @@ import ebm_ppl as ebm
 from ebm_ppl import kernels
 from ebm_ppl.diagnostics import autocorrelation_time
 from ebm_ppl.objectives import contrastive_divergence, persistent_contrastive_divergence
-from ebm_ppl.sampling import gather_chains, restart, scatter_chains
+from ebm_ppl.replay import gather_chains, restart, scatter_chains
 from ebm_ppl.testing import t_test_chain_means
 from tests.test_swap import EVERY, KERNELS, tilted
 

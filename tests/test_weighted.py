@@ -376,7 +376,7 @@ def test_restarted_chains_weigh_what_fresh_draws_weigh(key):
     sampler = jarzynski_chains(key, dist.Normal(0.0, 1.0), kernels.mala(0.1), 64)
     old = sampler.auxiliary._replace(log_weight=jnp.full(64, 5.0))
     sampler = sampler._replace(log_weight=old.log_weight, auxiliary=old)
-    again = ebm.sampling.restart(key, sampler, jnp.linspace(-1.0, 1.0, 64), 1.0)
+    again = ebm.replay.restart(key, sampler, jnp.linspace(-1.0, 1.0, 64), 1.0)
     np.testing.assert_array_equal(again.auxiliary.log_weight, 0.0)
     np.testing.assert_allclose(again.auxiliary.energy, 0.5 * jnp.linspace(-1.0, 1.0, 64) ** 2 + 0.9189385, rtol=1e-5)
 

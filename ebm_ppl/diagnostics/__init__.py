@@ -24,11 +24,17 @@ from ebm_ppl.diagnostics.convergence import check_rhat_nested as check_rhat_nest
 from ebm_ppl.diagnostics.convert import to_datatree as to_datatree
 from ebm_ppl.diagnostics.discrepancy import check_ksd as check_ksd
 from ebm_ppl.diagnostics.discrepancy import check_proposal_quality as check_proposal_quality
+from ebm_ppl.diagnostics.duality import DualityGap as DualityGap
+from ebm_ppl.diagnostics.duality import duality_gap as duality_gap
 from ebm_ppl.diagnostics.effective import check_autocorrelation_time as check_autocorrelation_time
 from ebm_ppl.diagnostics.effective import check_ess as check_ess
+from ebm_ppl.diagnostics.energy_distance import EnergyDistance as EnergyDistance
+from ebm_ppl.diagnostics.energy_distance import energy_distance as energy_distance
 from ebm_ppl.diagnostics.equilibrium import check_energy_drift as check_energy_drift
 from ebm_ppl.diagnostics.equilibrium import check_energy_gap as check_energy_gap
 from ebm_ppl.diagnostics.equilibrium import check_smc_crosscheck as check_smc_crosscheck
+from ebm_ppl.diagnostics.escape import Escape as Escape
+from ebm_ppl.diagnostics.escape import find_escape as find_escape
 from ebm_ppl.diagnostics.guarded import ess as ess
 from ebm_ppl.diagnostics.guarded import rhat_nested as rhat_nested
 from ebm_ppl.diagnostics.mixing import ESS_MIXED as ESS_MIXED
@@ -50,5 +56,7 @@ from ebm_ppl.diagnostics.movement import check_nonfinite as check_nonfinite
 from ebm_ppl.diagnostics.numpyro_runs import from_numpyro as from_numpyro
 from ebm_ppl.diagnostics.procedure import diagnose as diagnose
 from ebm_ppl.diagnostics.report import Diagnosis as Diagnosis
+from ebm_ppl.diagnostics.sampling_times import SamplingTimes as SamplingTimes
+from ebm_ppl.diagnostics.sampling_times import sampling_times as sampling_times
 from ebm_ppl.diagnostics.simulation import SimulationSummary as SimulationSummary
 from ebm_ppl.diagnostics.simulation import simulation_summary as simulation_summary

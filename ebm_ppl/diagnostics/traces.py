@@ -10,7 +10,8 @@ from ebm_ppl.checks import map_energy
 from ebm_ppl.diagnostics.monitored import Monitor
 from ebm_ppl.info import HAMILTONIAN
 from ebm_ppl.proposals import sample_and_log_prob
-from ebm_ppl.sampling import Draws, chains_at, draw, take_chains
+from ebm_ppl.replay import take_chains
+from ebm_ppl.sampling import Draws, chains_at, draw
 from ebm_ppl.types import Array, Key, Potential, SamplerState
 from ebm_ppl.weights import normalized_weights
 

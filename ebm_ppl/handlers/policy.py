@@ -16,7 +16,7 @@ from ebm_ppl.distributions import EBM, find_ebms, map_ebms
 from ebm_ppl.errors import UnknownNormalizerError
 from ebm_ppl.handlers.callers import is_autoguide_setup
 from ebm_ppl.provenance import SiteDependencies, ebm_dependencies
-from ebm_ppl.roles import refuse_scan
+from ebm_ppl.roles import refuse_scan, refuse_short_run
 from ebm_ppl.supports import is_circular
 from ebm_ppl.types import Array
 
@@ -43,6 +43,7 @@ class Policy(Messenger):
         for name, site in found.items():
             if not site.is_normalized:
                 refuse_scan(name, site)
+                refuse_short_run(name, site)
                 self.require(name, site)
 
     def require(self, name: str, found: SiteDependencies) -> None:

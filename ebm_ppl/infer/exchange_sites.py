@@ -18,7 +18,7 @@ from ebm_ppl.errors import UnknownNormalizerError
 from ebm_ppl.handlers.unnormalized import unnormalized
 from ebm_ppl.infer.auxiliary import WRAPPERS, Auxiliary
 from ebm_ppl.provenance import SiteDependencies, ebm_dependencies
-from ebm_ppl.roles import refuse_scan
+from ebm_ppl.roles import refuse_scan, refuse_short_run
 from ebm_ppl.supports import ambient_sphere
 from ebm_ppl.types import Array, Kernel
 
@@ -63,6 +63,7 @@ def find_sites(
     found = _unknown(model, args, kwargs)
     for name, each in found.items():
         refuse_scan(name, each)
+        refuse_short_run(name, each)
     needed = frozenset().union(*(each.latents for each in found.values()))
     block = _block(latents, needed, found, sites, GIBBS_SITES_KWARG in kwargs)
     for name in block:

@@ -26,5 +26,6 @@ from ebm_ppl.kernels.one_step import unadjusted_langevin as unadjusted_langevin
 from ebm_ppl.kernels.scaled_langevin import implied_temperature as implied_temperature
 from ebm_ppl.kernels.scaled_langevin import langevin as langevin
 from ebm_ppl.kernels.short_run import short_run as short_run
+from ebm_ppl.kernels.sphere_langevin import sphere_langevin as sphere_langevin
 from ebm_ppl.kernels.tempered import tempered_smc as tempered_smc
 from ebm_ppl.kernels.tempering import replica_exchange as replica_exchange

@@ -33,6 +33,7 @@ from ebm_ppl.objectives.regularizers import energy_l2 as energy_l2
 from ebm_ppl.objectives.regularizers import gradient_penalty as gradient_penalty
 from ebm_ppl.objectives.score import score_matching as score_matching
 from ebm_ppl.objectives.score import sliced_score_matching as sliced_score_matching
+from ebm_ppl.objectives.spherical_score import spherical_score_matching as spherical_score_matching
 from ebm_ppl.objectives.stateless import stateless as stateless
 from ebm_ppl.objectives.stein import minimum_stein_discrepancy as minimum_stein_discrepancy
 from ebm_ppl.objectives.teaching import dual_teaching as dual_teaching

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ebm_ppl.checks import check_positive, check_rows, is_traced
-from ebm_ppl.objectives.domains import flat_rows
+from ebm_ppl.objectives.domains import check_twice_differentiable, flat_rows
 from ebm_ppl.objectives.score import hessian_diagonal
 from ebm_ppl.regions import bounds_of, is_whole_space
 from ebm_ppl.types import Array, Batch, Key, Potential, Scalar
@@ -70,6 +70,7 @@ def generalized_score_matching(
         raise TypeError(f"batch: got a {type(batch).__name__}, expected one array of shape (row, *event).")
     shape = tuple(batch.shape[1:])
     flat = flat_rows("generalized_score_matching", potential, batch)
+    check_twice_differentiable("generalized_score_matching", flat)
     box = _find_box(potential, lower, upper, shape, flat.rows.dtype)
     declared = getattr(potential, "support", None)
     if declared is None:

@@ -5,7 +5,7 @@ import jax
 from ebm_ppl.checks import check_count
 from ebm_ppl.flows import forward_kl, proposal_of
 from ebm_ppl.objectives.contrastive import require_sampler
-from ebm_ppl.sampling import gather_chains
+from ebm_ppl.replay import gather_chains
 from ebm_ppl.types import Batch, Key, Metrics, Potential, SamplerState, Scalar
 
 

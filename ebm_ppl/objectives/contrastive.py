@@ -5,12 +5,15 @@ here replace the second expectation by chains; it is unbiased only when the nega
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
+from ebm_ppl.checks import check_count, check_probability
 from ebm_ppl.info import moved, step_info
-from ebm_ppl.sampling import advance, chains_at, check_probability, draw, gather_chains, restart, scatter_chains
+from ebm_ppl.replay import gather_chains, restart, scatter_chains
+from ebm_ppl.sampling import advance, chains_at, draw
 from ebm_ppl.types import Array, Batch, Info, Key, Metrics, Potential, PyTree, SamplerState, Scalar
 from ebm_ppl.weights import COLLAPSED, normalized_weights
 
@@ -93,7 +96,8 @@ def persistent_contrastive_divergence(
     num_steps: int,
     num_chains: int | None = None,
     restart_probability: float | Array = 0.0,
-    restart_from: Restart | None = None,
+    restart_age: int | None = None,
+    restart_from: Restart | Literal["batch"] | None = None,
     all_states: bool = False,
 ) -> tuple[Scalar, tuple[SamplerState, Metrics]]:
     """Persistent contrastive divergence (PCD-k): negatives continue the chains of the sampler.
@@ -114,7 +118,9 @@ def persistent_contrastive_divergence(
         num_steps: Kernel steps (k) per call.
         num_chains: Move only this many chains of the bank, chosen at random (a replay buffer); all when ``None``.
         restart_probability: Probability in [0, 1] with which each moved chain first restarts.
-        restart_from: Where restarts come from; needed when ``restart_probability`` is not zero.
+        restart_age: Chains that are so many kernel steps old restart too: every ``P`` updates with ``P num_steps``.
+        restart_from: Where restarts come from, a function ``(key, num_chains) -> positions``, or ``"batch"``: chain ``i``
+            starts at row ``i`` modulo the number of rows. Needed where chains restart.
         all_states: Negatives are all ``num_steps`` states that each chain passes through, not only the last. They are
             less noisy where neighbouring states differ, and lag further behind the energy. Memory grows by a factor of
             ``num_steps``: all states are kept, and the energy and its gradient are evaluated at each of them.
@@ -122,10 +128,15 @@ def persistent_contrastive_divergence(
     Returns:
         ``(loss, (sampler, metrics))`` with the moved chains, and the metrics of :func:`contrastive_divergence`.
 
+    Restarts are what lies between the classical algorithms: with probability 0 this is PCD-k; with probability 1 from the
+    batch, with one chain per row, CD-k, and with one step of Langevin of step size ``h`` its gradient is ``h`` times that
+    of score matching up to order ``h^2``; with probability 1 from noise, training of a short run
+    (:func:`ebm_ppl.kernels.short_run`).
+
     Raises:
         TypeError: ``sampler`` is not a sampler state or the energy is not real floating.
-        ValueError: ``num_steps < 1``, ``num_chains`` exceeds the bank, ``restart_probability`` is outside [0, 1] or
-            comes without ``restart_from``, or the energy does not fit one event.
+        ValueError: ``num_steps < 1``, ``num_chains`` exceeds the bank, ``restart_probability`` is outside [0, 1],
+            ``restart_age`` is below 1, restarts come without ``restart_from``, or the energy does not fit one event.
 
     Example:
         >>> import jax, jax.numpy as jnp, ebm_ppl as ebm
@@ -138,7 +149,8 @@ def persistent_contrastive_divergence(
 
     References:
         Younes (1999), On the convergence of Markovian stochastic algorithms; Tieleman (2008), Training restricted
-        Boltzmann machines using approximations to the likelihood gradient.
+        Boltzmann machines using approximations to the likelihood gradient; Domingo-Enrich, Bietti, Gabrie, Bruna,
+        Vanden-Eijnden (2021), arXiv:2107.05134, for restarts at data.
     """
     require_sampler(sampler)
     choose_key, restart_key, fresh_key, key = jax.random.split(key, 4)
@@ -146,13 +158,16 @@ def persistent_contrastive_divergence(
     if num_chains is not None:
         index, moving = gather_chains(choose_key, sampler, num_chains)
     check_probability("restart_probability", restart_probability)
+    if restart_age is not None:
+        check_count("restart_age", restart_age)
     if restart_from is not None:
-        fresh = restart_from(fresh_key, moving.num_chains)
-        moving = restart(restart_key, moving, fresh, restart_probability)
-    elif not isinstance(restart_probability, int | float) or restart_probability != 0.0:
+        fresh = _fresh_starts(fresh_key, restart_from, batch, moving)
+        moving = restart(restart_key, moving, fresh, restart_probability, max_age=restart_age)
+    elif restart_age is not None or not isinstance(restart_probability, int | float) or restart_probability != 0.0:
+        given = f"restart_probability {restart_probability}" if restart_age is None else f"restart_age {restart_age}"
         raise ValueError(
-            f"restart_from: got None with restart_probability {restart_probability}, expected a function "
-            "(key, num_chains) -> positions, such as a draw of the base."
+            f"restart_from: got None with {given}, expected a function (key, num_chains) -> positions, such as a draw of "
+            "the base, or 'batch'."
         )
     if all_states:
         moving, negatives, info = _trace(key, potential, moving, num_steps)
@@ -162,6 +177,18 @@ def persistent_contrastive_divergence(
     loss, metrics = energy_gap(potential, batch, negatives, info)
     sampler = moving if index is None else scatter_chains(sampler, index, moving)
     return loss, (sampler, metrics)
+
+
+def _fresh_starts(key: Key, source: Restart | Literal["batch"], batch: Batch, chains: SamplerState) -> PyTree:
+    if source != "batch":
+        if not callable(source):
+            raise ValueError(
+                f"restart_from: got {source!r}, expected a function (key, num_chains) -> positions, or 'batch'."
+            )
+        return source(key, chains.num_chains)
+    num_rows = jax.tree.leaves(batch)[0].shape[0]
+    index = jnp.arange(chains.num_chains) % num_rows
+    return jax.tree.map(lambda rows: rows[index], rows_like_chains(batch, chains))
 
 
 def _trace(

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from optax.assignment import hungarian_algorithm
 
+from ebm_ppl.checks import check_probability
 from ebm_ppl.objectives.domains import check_whole_space, flat_rows
 from ebm_ppl.objectives.noise_contrastive import Noise, check_events
 from ebm_ppl.proposals import sample_and_log_prob
-from ebm_ppl.sampling import check_probability
 from ebm_ppl.types import Array, Batch, Event, Key, Scalar
 
 TimePotential = Callable[[Scalar, Event], Scalar]

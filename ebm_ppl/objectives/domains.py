@@ -1,7 +1,7 @@
 """What a sampler-free loss on continuous events takes: floating rows, and a potential on a domain that it is right for."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -93,3 +93,51 @@ def check_whole_space(loss: str, potential: Callable[..., Scalar], flat: FlatRow
             "boundary an integration by parts leaves a term that the loss does not have, and the estimate is wrong. "
             f"{remedy}"
         )
+
+
+KINKED = frozenset({"relu", "relu6", "leaky_relu", "hard_tanh", "hard_sigmoid", "hard_silu"})
+"""Activations of ``jax.nn`` whose slope jumps."""
+
+
+def check_twice_differentiable(loss: str, flat: FlatRows) -> None:
+    """The energy must not have ReLU units: their curvature sits at the kinks, where autodiff sees none.
+
+    With ReLU features ``Lap relu(z . x)`` is a delta function at ``z . x = 0``. Autodiff drops it, and what is left of
+    the loss has another minimum. Activations of ``jax.nn`` are told by their names; a ``jnp.maximum`` of one's own is
+    not.
+
+    Args:
+        loss: Name of the loss, for errors.
+        flat: Its energy and rows.
+
+    Raises:
+        ValueError: there are such units.
+
+    Example:
+        >>> import ebm_ppl as ebm
+        >>> network = ebm.potentials.MLP(2, key=jax.random.key(0), width=4, depth=1, activation=jax.nn.relu)
+        >>> check_twice_differentiable("score_matching", flat_rows("score_matching", network, jnp.ones((3, 2))))
+        Traceback (most recent call last):
+        ...
+        ValueError: potential: score_matching got one with relu units...
+    """
+    found = sorted(KINKED & _names_of_calls(jax.make_jaxpr(flat.energy)(flat.rows[0]).jaxpr))
+    if found:
+        raise ValueError(
+            f"potential: {loss} got one with {found[0]} units, expected a twice differentiable energy: second "
+            "derivatives miss the curvature at the kinks, and the loss has another minimum. Use jax.nn.silu or "
+            "jax.nn.softplus, or a loss without second derivatives: denoising_score_matching, or "
+            "contrastive_divergence with one small step, which is score matching of the smoothed energy."
+        )
+
+
+def _names_of_calls(jaxpr: Any) -> set[str]:
+    """Names of the functions that a program calls."""
+    names = set()
+    for equation in jaxpr.eqns:
+        names.add(str(equation.params.get("name", "")))
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value if hasattr(value, "eqns") else None)
+            if inner is not None:
+                names |= _names_of_calls(inner)
+    return names

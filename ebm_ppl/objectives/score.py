@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from ebm_ppl.checks import check_count
-from ebm_ppl.objectives.domains import check_whole_space, flat_rows
+from ebm_ppl.objectives.domains import check_twice_differentiable, check_whole_space, flat_rows
 from ebm_ppl.types import Array, Batch, Key, Potential, Scalar
 
 Trace = Literal["exact", "hutchinson"]
@@ -54,7 +54,8 @@ def score_matching(
 
     Raises:
         TypeError: integer rows, or an energy that is not real floating.
-        ValueError: an unknown option, no probes, rows that are not finite, or a support with a boundary.
+        ValueError: an unknown option, no probes, rows that are not finite, a support with a boundary, or an energy of ReLU
+            units, whose curvature autodiff does not see.
 
     Example:
         >>> import functools, jax, jax.numpy as jnp
@@ -70,6 +71,7 @@ def score_matching(
         raise ValueError(f"trace: got {trace!r}, expected one of {list(get_args(Trace))}.")
     flat = flat_rows("score_matching", potential, batch)
     check_whole_space("score_matching", potential, flat, REMEDY)
+    check_twice_differentiable("score_matching", flat)
     check_directions("probes", probes, "num_probes", num_probes)
     if trace == "hutchinson":
         vectors = draw_directions(key, probes, num_probes, flat.rows)
@@ -109,7 +111,8 @@ def sliced_score_matching(
 
     Raises:
         TypeError: integer rows, or an energy that is not real floating.
-        ValueError: an unknown option, no projections, rows that are not finite, or a support with a boundary.
+        ValueError: an unknown option, no projections, rows that are not finite, a support with a boundary, or an energy of
+            ReLU units.
 
     Example:
         >>> import functools, jax, jax.numpy as jnp
@@ -122,6 +125,7 @@ def sliced_score_matching(
     """
     flat = flat_rows("sliced_score_matching", potential, batch)
     check_whole_space("sliced_score_matching", potential, flat, REMEDY)
+    check_twice_differentiable("sliced_score_matching", flat)
     check_directions("projections", projections, "num_projections", num_projections)
     vectors = draw_directions(key, projections, num_projections, flat.rows)
     return _along_directions(flat.energy, flat.rows, vectors, variance_reduced=variance_reduced)

@@ -9,7 +9,8 @@ from ebm_ppl.checks import check_count, check_potential
 from ebm_ppl.kernels.reweighted import ChainWeights, reweighted
 from ebm_ppl.objectives.contrastive import energy_gap, require_sampler
 from ebm_ppl.proposals import check_proposal, sample_and_log_prob
-from ebm_ppl.sampling import advance, init_sampler, scatter_chains, take_chains
+from ebm_ppl.replay import scatter_chains, take_chains
+from ebm_ppl.sampling import advance, init_sampler
 from ebm_ppl.types import Array, Batch, Kernel, Key, Metrics, Potential, SamplerState, Scalar
 from ebm_ppl.weights import effective_size, is_collapsed, log_mean_weight, variance_by_ancestor
 

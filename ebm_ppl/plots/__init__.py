@@ -11,3 +11,4 @@ from ebm_ppl.plots.log_normalizers import log_normalizer as log_normalizer
 from ebm_ppl.plots.modes import mode_occupancy as mode_occupancy
 from ebm_ppl.plots.planar import density as density
 from ebm_ppl.plots.ranks import rank as rank
+from ebm_ppl.plots.sampling_times import sampling_times as sampling_times

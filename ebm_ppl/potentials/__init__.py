@@ -19,3 +19,6 @@ from ebm_ppl.potentials.lipschitz import SpectralNorm as SpectralNorm
 from ebm_ppl.potentials.lipschitz import spectral_norm_bound as spectral_norm_bound
 from ebm_ppl.potentials.networks import MLP as MLP
 from ebm_ppl.potentials.networks import Conv as Conv
+from ebm_ppl.potentials.shallow import ShallowEnergy as ShallowEnergy
+from ebm_ppl.potentials.short_run import ShortRun as ShortRun
+from ebm_ppl.potentials.short_run import find_short_runs as find_short_runs

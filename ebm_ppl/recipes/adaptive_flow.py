@@ -17,7 +17,8 @@ from ebm_ppl.kernels import flow_assisted, mala
 from ebm_ppl.objectives import chain_likelihood, persistent_contrastive_divergence
 from ebm_ppl.potentials import MLP, tilt
 from ebm_ppl.regions import describe_region, is_whole_space
-from ebm_ppl.sampling import advance, init_sampler, take_chains
+from ebm_ppl.replay import take_chains
+from ebm_ppl.sampling import advance, init_sampler
 from ebm_ppl.training import TrainState, fit, init_train
 from ebm_ppl.training.stopping import Evaluate, named_numbers
 from ebm_ppl.types import Array, Key, Potential

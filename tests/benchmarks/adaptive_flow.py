@@ -218,7 +218,7 @@ def judge_four(
     seconds = time.perf_counter() - start
     keys = jax.random.split(jax.random.fold_in(jax.random.key(4), seed), 4)
     # The chains go on at frozen parameters, with as many evaluations of the energy for each draw.
-    sampler = ebm.sampling.take_chains(state.sampler, jnp.arange(128))
+    sampler = ebm.replay.take_chains(state.sampler, jnp.arange(128))
     steps = 1 if method == "flow-assisted" else problem.local_steps(method) // problem.cycles
     _, draws = ebm.draw(keys[0], state.potential, sampler, num_draws, num_steps=steps)
     series = np.asarray(draws.position)

@@ -1,0 +1,113 @@
+"""Unadjusted Langevin on the unit sphere: a step in the space around it, and back."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from blackjax.base import SamplingAlgorithm
+from jax.tree_util import Partial
+
+from ebm_ppl.checks import is_traced
+from ebm_ppl.kernels.scaled_langevin import (
+    LangevinState,
+    langevin_info,
+    langevin_temperature,
+    langevin_tunables,
+    take_langevin_step,
+)
+from ebm_ppl.types import Array, Info, Kernel, Key, Potential, PyTree
+
+OFF_SPHERE = 1e-3
+"""How far from one the length of a chain's vector may be."""
+
+
+def sphere_langevin(
+    step_size: float | Array, *, temperature: float | Array | None = None, antithetic: bool = False
+) -> Kernel:
+    """Unadjusted Langevin on the unit sphere: ``y = x - eps grad U(x) + sqrt(2 eps T) xi``, ``x' = y / |y|``.
+
+    ``grad`` is the gradient in the space around the sphere, and needs no projection: to first order
+    ``E[x' - x] = -eps P grad U - eps T (d - 1) x`` with ``P = I - x x'``, which is the generator of Langevin dynamics
+    on the sphere. It targets ``exp(-U / T)`` with respect to the surface measure.
+
+    BIASED: with no accept step its stationary law differs from that by a term of order ``eps``.
+
+    Args:
+        step_size: ``eps > 0``; a step is about ``sqrt(2 eps T (d - 1))`` radians long.
+        temperature: ``T > 0``; 1 when ``None``.
+        antithetic: Chain ``i`` of the first half and chain ``i`` of the second get the noise ``xi`` and ``-xi``; see
+            :func:`ebm_ppl.kernels.langevin`.
+
+    Returns:
+        A kernel with one gradient per step, for events ``(d,)`` of length 1, and no acceptance rate.
+
+    Raises:
+        ValueError: an argument is not finite and positive. When it runs: chains that are not unit vectors, a potential
+            whose support is another than the sphere, or antithetic noise for an odd number of chains.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, ebm_ppl as ebm
+        >>> north = jnp.tile(jnp.array([0.0, 0.0, 1.0]), (8, 1))
+        >>> sampler = ebm.init_sampler(north, sphere_langevin(step_size=0.02))
+        >>> sampler, info = ebm.advance(jax.random.key(0), lambda x: 2.0 * x[2], sampler, 100)
+        >>> bool(jnp.allclose(jnp.linalg.norm(sampler.position, axis=1), 1.0))
+        True
+
+    References:
+        Domingo-Enrich, Bietti, Gabrie, Bruna, Vanden-Eijnden (2021), Dual training of energy-based models with
+        overparametrized shallow neural networks, arXiv:2107.05134, for the use; the step is derived here.
+    """
+    return Partial(_SphereLangevin(antithetic), **langevin_tunables(step_size, None, temperature, None))
+
+
+@dataclass(frozen=True)
+class _SphereLangevin:
+    """The static half of the kernel; a :class:`~ebm_ppl.types.ConfinedKernel`."""
+
+    antithetic: bool
+
+    def temperature(self, **tunables: Any) -> Array:
+        """The implied temperature."""
+        return langevin_temperature(tunables)
+
+    def check_space(self, potential: Potential | None, position: PyTree) -> None:
+        """Raise where the chains are not unit vectors, or the potential is not one of the sphere."""
+        if not isinstance(position, jnp.ndarray | np.ndarray) or position.ndim != 2 or position.shape[1] < 2:
+            shapes = getattr(position, "shape", type(position).__name__)
+            raise ValueError(f"position: sphere_langevin got {shapes}, expected unit vectors, (chain, d) with d >= 2.")
+        if not is_traced(position):
+            length = np.linalg.norm(np.asarray(position, np.float64), axis=1)
+            bad = ~(np.abs(length - 1.0) <= OFF_SPHERE)
+            if bad.any():
+                first = int(np.argmax(bad))
+                raise ValueError(
+                    f"position: sphere_langevin got {int(bad.sum())} of {len(length)} chains that are not unit "
+                    f"vectors, the first at index {first} (length {length[first]:.4g}); expected |x| = 1. Divide them "
+                    "by their lengths."
+                )
+        support = getattr(potential, "support", None)
+        if support is not None and not _is_sphere(support, position.shape[1]):
+            raise ValueError(
+                f"potential: sphere_langevin got one whose support is {support}, expected the sphere; use "
+                "kernels.langevin."
+            )
+
+    def __call__(self, potential: Potential, **tunables: Any) -> SamplingAlgorithm:
+        def init(position: PyTree, rng_key: Key | None = None) -> LangevinState:
+            return LangevinState(position)
+
+        def step(rng_key: Key, state: Any) -> tuple[Any, Info]:
+            moved = take_langevin_step(rng_key, potential, state.position, tunables, antithetic=self.antithetic)
+            position = moved / jnp.linalg.norm(moved, axis=-1, keepdims=True)
+            return LangevinState(position), langevin_info(potential, position, 1)
+
+        return SamplingAlgorithm(init, step)
+
+
+def _is_sphere(support: Any, size: int) -> bool:
+    """Whether a constraint accepts a unit vector, and neither a shorter nor a longer one."""
+    pole = np.eye(size, dtype=np.float32)[0]
+    with jax.ensure_compile_time_eval():
+        return [bool(support(length * pole)) for length in (0.5, 1.0, 2.0)] == [False, True, False]
