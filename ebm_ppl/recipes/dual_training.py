@@ -10,7 +10,7 @@ import numpyro.distributions as dist
 import optax
 from numpyro.distributions import constraints
 
-from ebm_ppl.checks import check_count, check_positive, check_probability, check_rows
+from ebm_ppl.checks import check_count, check_positive, check_probability, check_rows, map_energy
 from ebm_ppl.diagnostics import duality_gap
 from ebm_ppl.kernels import langevin, sphere_langevin
 from ebm_ppl.objectives import persistent_contrastive_divergence
@@ -24,8 +24,8 @@ from ebm_ppl.training.state import check_optimizer
 from ebm_ppl.training.stopping import Evaluate, named_numbers
 from ebm_ppl.types import Array, Key
 
-_WATCHED = 2000
-"""Rows, and particles, that the gap is estimated from while training goes on."""
+_WATCHED = 4096
+"""Draws of the base that the gap is estimated from while training goes on; as many rows at most."""
 
 
 def dual_training(
@@ -91,8 +91,9 @@ def dual_training(
 
     Returns:
         The state, whose potential is the energy with its base, and the history of :func:`ebm_ppl.fit` with, at every
-        report, ``evaluation_norm`` and ``evaluation_duality_gap``: :func:`ebm_ppl.diagnostics.duality_gap` with the
-        particles for draws of the model, which they are as far as they keep up with it.
+        report, ``evaluation_norm`` and ``evaluation_duality_gap`` with its ``_error``:
+        :func:`ebm_ppl.diagnostics.duality_gap`, the draws of the model being weighted ones of the base. Where the model
+        is far from the base the error is large.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -122,7 +123,7 @@ def dual_training(
         raise ValueError(
             f"restart_every: got {restart_every} with restart_probability {restart_probability}, expected one."
         )
-    net_key, fit_key = jax.random.split(key)
+    net_key, fit_key, watch_key = jax.random.split(key, 3)
     if network is None:
         network = ShallowEnergy(data.shape[1], key=net_key, width=width, regime=regime, domain=domain)
     elif not isinstance(network, ShallowEnergy):
@@ -147,7 +148,8 @@ def dual_training(
     check_optimizer("optimizer", optimizer)
     # Pairs share a row only where every row has an even number of particles.
     kernel = (sphere_langevin if network.domain == "sphere" else langevin)(step_size, antithetic=num_copies % 2 == 0)
-    potential = tilt(network, _base(network, data, base))
+    base = _base(network, data, base)
+    watched = data[:: max(len(data) // _WATCHED, 1)], _base_draws(watch_key, network, base, data)
     sampler = init_sampler(jnp.tile(data, (num_copies, 1)), kernel)
     objective = functools.partial(
         persistent_contrastive_divergence,
@@ -158,13 +160,13 @@ def dual_training(
     )
     return fit(
         fit_key,
-        init_train(potential, optimizer, sampler),
+        init_train(tilt(network, base), optimizer, sampler),
         data,
         objective,
         optimizer,
         num_steps=num_updates,
         batch_size=batch_size,
-        evaluate=functools.partial(_watched, evaluate, data[:: max(len(data) // _WATCHED, 1)], limit),
+        evaluate=functools.partial(_watched, evaluate, *watched, limit),
         report_every=report_every,
         progress_bar=progress_bar,
     )
@@ -174,6 +176,13 @@ def dual_training(
 def _descent(weight_rate: float, feature_rate: float | None, bound: float) -> optax.GradientTransformation:
     """One object per rates and bound, so that runs of one kind share their compilation."""
     return measure_descent(weight_rate, feature_rate, bound=bound)
+
+
+def _base_draws(key: Key, network: ShallowEnergy, base: Any, like: Array) -> Array:
+    if network.domain == "euclidean":
+        return jnp.asarray(base.sample(key, (_WATCHED,)), like.dtype)
+    draws = jax.random.normal(key, (_WATCHED, *like.shape[1:]), like.dtype)
+    return draws / jnp.linalg.norm(draws, axis=1, keepdims=True)
 
 
 def _base(network: ShallowEnergy, data: Array, base: Any) -> Any:
@@ -191,11 +200,14 @@ def _base(network: ShallowEnergy, data: Array, base: Any) -> Any:
     return base
 
 
-def _watched(evaluate: Evaluate | None, rows: Array, bound: float, state: TrainState) -> dict[str, Any]:
-    """How far the particles say that training still is from its end, and what the caller wants to know besides."""
-    potential: Any = state.potential
-    particles = state.sampler.position
-    norm = float(potential.potential.norm)
+def _watched(evaluate: Evaluate | None, rows: Array, draws: Array, bound: float, state: TrainState) -> dict[str, Any]:
+    """How far training still is from its end, and what the caller wants to know besides.
+
+    The particles are not asked: where they restart at data they are near them whatever the energy says.
+    """
+    energy: Any = state.potential.potential
+    norm = float(energy.norm)
     # An optimizer of the caller's own may leave the ball; the gap is then that of the smallest ball that holds the energy.
-    gap = duality_gap(potential, rows, particles[:: max(len(particles) // _WATCHED, 1)], bound=max(bound, norm))
-    return {"norm": norm, "duality_gap": gap.value, **named_numbers(evaluate, state)}
+    gap = duality_gap(energy, rows, draws, bound=max(bound, norm), log_weight=-map_energy(energy, draws))
+    found = {"norm": norm, "duality_gap": gap.value, "duality_gap_error": gap.standard_error}
+    return {**found, **named_numbers(evaluate, state)}

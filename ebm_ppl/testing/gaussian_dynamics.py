@@ -120,6 +120,11 @@ def short_run_variance(
 
 
 def check_data_variance(value: Any, step_size: float, temperature: float, name: str = "variance") -> float:
+    """A variance of data above ``2 h τ``, what one step of noise alone makes.
+
+    Raises:
+        ValueError: it is not.
+    """
     variance = float(check_numbers(name, value, shape=()))
     floor = 2.0 * check_positive_number("step_size", step_size) * check_positive_number("temperature", temperature)
     if variance <= floor:
