@@ -77,13 +77,13 @@ FAULTS = {
         "tests/test_objectives.py -k continue_where",
     ),
     "negatives put back elsewhere": Fault(
-        "sampling.py",
+        "replay.py",
         "old.at[index].set(new)",
         "old.at[: new.shape[0]].set(new)",
         "tests/test_objectives.py tests/test_sampling.py -k 'bank or scatter or gather'",
     ),
     "restarts with the wrong probability": Fault(
-        "sampling.py",
+        "replay.py",
         "chosen = jax.random.bernoulli(key, probability, (sampler.num_chains,))",
         "chosen = jax.random.bernoulli(key, 1.0 - probability, (sampler.num_chains,))",
         "tests/test_objectives.py -k restarts_come",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import ebm_ppl as ebm
-from ebm_ppl import adaptation, kernels, sampling, targets
+from ebm_ppl import adaptation, kernels, replay, sampling, targets
 from ebm_ppl.testing import t_test_chain_means
 
 

@@ -54,6 +54,8 @@ def energy_distance(first: Any, second: Any) -> EnergyDistance:
             "events of one shape."
         )
     x, y = (one.reshape(one.shape[0], -1).astype(jnp.result_type(one, jnp.float32)) for one in sets)
+    if not all(bool(jnp.isfinite(one).all()) for one in (x, y)):
+        return EnergyDistance(np.nan, np.nan)
     across_x, across_y = (np.asarray(_mean_lengths(*pair), np.float64) for pair in ((x, y), (y, x)))
     within_x, within_y = (np.asarray(_mean_lengths(one, one), np.float64) * len(one) / (len(one) - 1) for one in (x, y))
     value = across_x.mean() + across_y.mean() - within_x.mean() - within_y.mean()

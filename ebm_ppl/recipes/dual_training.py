@@ -61,9 +61,10 @@ def dual_training(
     update, with one step, make it score matching; in between, they keep particles near the data.
 
     With ``h`` the step size and ``p`` the share of updates that restart, the gradient shrinks as ``p`` grows, to order
-    ``h`` at ``p = 1``, and larger rates make up for it: the default ones are ``0.04 (1 + 0.1 p / h)``. Similar time
-    scales of both players serve best: far slower features learn little in a given number of updates, far faster ones
-    follow the noise of the particles.
+    ``h`` at ``p = 1``, and larger rates make up for it: the default ones are ``0.04 (1 + 0.1 p / h)``, in the lazy
+    regime, whose weights do not grow by factors, ``0.5 (1 + 0.1 p / h)``. Similar time scales of both players serve
+    best: far slower features learn little in a given number of updates, far faster ones follow the noise of the
+    particles.
 
     Args:
         key: Random key.
@@ -134,7 +135,7 @@ def dual_training(
         )
     share = restart_probability if restart_every is None else 1.0 / check_count("restart_every", restart_every)
     if optimizer is None:
-        rate = 0.04 * (1.0 + 0.1 * share / size)
+        rate = (0.5 if network.regime == "lazy" else 0.04) * (1.0 + 0.1 * share / size)
         weight_rate = rate if weight_rate is None else weight_rate
         if network.regime == "features":
             feature_rate = rate if feature_rate is None else feature_rate
