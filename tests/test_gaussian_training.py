@@ -143,6 +143,8 @@ CASES = {
 DISCRETE = {"pseudo_likelihood", "ratio_matching", "discrete_energy_discrepancy"}
 # A potential whose gradient transports noise to data is no energy of the data's density; their own tests say what it is.
 TRANSPORT = {"energy_matching", "equilibrium_matching", "potential_flow_matching"}
+# Of unit vectors: tests/test_dual_training.py.
+ON_THE_SPHERE = {"spherical_score_matching"}
 # Of conditional energies, which have a test of their own.
 CONDITIONAL = {"ranking_noise_contrastive_estimation"}
 # What samplers learn by, beside an energy: tests/test_teaching.py, test_adaptive_flow.py and test_policy_improvement.py.
@@ -163,7 +165,7 @@ def plain_sampled(objective, **options):
 
 def test_no_objective_is_left_out():
     public = {name for name, value in vars(objectives).items() if callable(value) and not name.startswith("_")}
-    assert public - DISCRETE - TRANSPORT - CONDITIONAL - OF_SAMPLERS - NOT_OBJECTIVES == set(CASES)
+    assert public - DISCRETE - TRANSPORT - ON_THE_SPHERE - CONDITIONAL - OF_SAMPLERS - NOT_OBJECTIVES == set(CASES)
 
 
 def rows(key, num_rows=4000):

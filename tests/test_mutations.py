@@ -258,6 +258,85 @@ FAULTS = {
         "    log_weight = 0.0 * at_start\n",
         "tests/test_normalizer.py -k 'annealing_is_unbiased or plain_ratio'",
     ),
+    # shallow energies, the sphere, and short runs
+    "features leave their sphere sideways": Fault(
+        "optimizers.py",
+        "moved = z + update - z * jnp.sum(z * update, axis=-1, keepdims=True)",
+        "moved = z + update",
+        "tests/test_shallow.py -k written_out",
+    ),
+    "mass grows by steps instead of factors": Fault(
+        "optimizers.py",
+        "lambda update, w: w * jnp.expm1(update)",
+        "lambda update, w: w * update",
+        "tests/test_shallow.py -k written_out",
+    ),
+    "features weighted by their mass": Fault(
+        "optimizers.py",
+        "width * g / jnp.where(weights > 0, weights, 1.0)[:, None]",
+        "width * g",
+        "tests/test_shallow.py -k written_out",
+    ),
+    "sign of the energy gap in the duality gap": Fault(
+        "diagnostics/duality.py",
+        "float(limit * discrepancy + gap)",
+        "float(limit * discrepancy - gap)",
+        "tests/test_shallow.py -k 'no_gap or what_is_left'",
+    ),
+    "restarts one step late": Fault(
+        "replay.py",
+        "chosen |= sampler.age >= check_count(",
+        "chosen |= sampler.age > check_count(",
+        "tests/test_dual_training.py -k at_their_age",
+    ),
+    "restarts at another row": Fault(
+        "objectives/contrastive.py",
+        "index = jnp.arange(chains.num_chains) % num_rows",
+        "index = (jnp.arange(chains.num_chains) + 1) % num_rows",
+        "tests/test_dual_training.py -k at_their_age",
+    ),
+    "pairs of equal noise": Fault(
+        "kernels/scaled_langevin.py",
+        "jnp.concatenate([half, -half])",
+        "jnp.concatenate([half, half])",
+        "tests/test_dual_training.py -k pairs",
+    ),
+    "no way back to the sphere": Fault(
+        "kernels/sphere_langevin.py",
+        "position = moved / jnp.linalg.norm(moved, axis=-1, keepdims=True)",
+        "position = moved",
+        "tests/test_dual_training.py -k 'samples_the_law'",
+    ),
+    "the Laplacian of another dimension": Fault(
+        "objectives/spherical_score.py",
+        "- (x.size - 1) * radial",
+        "- x.size * radial",
+        "tests/test_dual_training.py -k 'limit_of_small_steps or fisher'",
+    ),
+    "one step more than k": Fault(
+        "kernels/short_run.py",
+        "jax.lax.fori_loop(0, self.num_steps, lambda",
+        "jax.lax.fori_loop(0, self.num_steps + 1, lambda",
+        "tests/test_short_run.py tests/test_short_run_training.py -k 'exactly_k or at_k_are'",
+    ),
+    "times counted anew at each of them": Fault(
+        "kernels/short_run.py",
+        "jnp.asarray((0, *times[:-1]), jnp.int32)",
+        "jnp.zeros(len(times), jnp.int32)",
+        "tests/test_short_run_training.py -k 'at_every_time or at_k_are'",
+    ),
+    "short runs taken for densities": Fault(
+        "handlers/policy.py",
+        "                refuse_short_run(name, site)\n",
+        "",
+        "tests/test_short_run_training.py -k no_policy",
+    ),
+    "the mismatch in variances": Fault(
+        "diagnostics/sampling_times.py",
+        "spread = jax.tree.map(jnp.sqrt, variance)",
+        "spread = variance",
+        "tests/test_short_run_training.py -k every_array",
+    ),
 }
 
 QUICK = ("dropped log Z", "weights ignored", "chains not carried")

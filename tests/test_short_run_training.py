@@ -50,17 +50,16 @@ BIASES = np.array([0.3, 0.0, -0.2, 0.1])
 MACHINE = potentials.BoltzmannMachine(COUPLINGS, BIASES, coding="spin")
 
 
-@pytest.mark.parametrize("num_steps", [1, 2])
-def test_spins_follow_the_law_of_exactly_k_sweeps(key, num_steps):
+@pytest.mark.parametrize(("num_steps", "others"), [(1, [2, 50]), (2, [1])])
+def test_spins_follow_the_law_of_exactly_k_sweeps(key, num_steps, others):
     kernel = kernels.short_run(num_steps, spins, kernel=kernels.gibbs())
     sampler = ebm.init_sampler(jnp.ones((20_000, 4), jnp.int8), kernel)
     sampler, info = ebm.advance(key, MACHINE, sampler, 1)
     index = ((np.asarray(sampler.position) + 1) // 2) @ np.array([8, 4, 2, 1])
     counts = np.bincount(index, minlength=16)
-    law = heat_bath_probabilities(COUPLINGS, BIASES, num_steps)
-    assert multinomial_test(counts, law).passed
-    assert not multinomial_test(counts, heat_bath_probabilities(COUPLINGS, BIASES, num_steps + 1)).passed
-    assert not multinomial_test(counts, boltzmann_probabilities(COUPLINGS, BIASES)).passed
+    assert multinomial_test(counts, heat_bath_probabilities(COUPLINGS, BIASES, num_steps)).passed
+    for other in others:
+        assert not multinomial_test(counts, heat_bath_probabilities(COUPLINGS, BIASES, other)).passed
     assert info.num_energies.tolist()[0] == num_steps
 
 
@@ -68,10 +67,7 @@ def test_spins_follow_the_law_of_exactly_k_sweeps(key, num_steps):
 def test_other_kernels_keep_the_protocol(key, inner):
     kernel = kernels.short_run(3, NORMAL, kernel=inner)
     position = jax.random.normal(key, (16, 2))
-    report = kernel_conformance(key, kernel, Partial(quadratic, jnp.asarray(2.0)), position)
-    # Where the chains are is of no account: each run starts afresh.
-    broken = [finding.rule for finding in report.findings if not finding.passed]
-    assert broken in ([], ["a NaN energy is counted, and a chain that ends at one is flagged"]), report
+    kernel_conformance(key, kernel, Partial(quadratic, jnp.asarray(2.0)), position).raise_if_failed()
     assert set(kernel.keywords) >= {"init", "step_size"}
 
 
