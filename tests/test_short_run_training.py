@@ -316,6 +316,9 @@ def test_a_run_that_has_arrived_is_called_none(key):
     found = sampling_times(key, bowl(2.0, 80, 0.05, LINE), rows, times=(1, 80, 300, 2000))
     assert not found.is_short_run
     assert found.verdict == "up to 2000 steps the draws stay as near to the data as at 80"
+    early = sampling_times(key, bowl(2.0, 2, 0.05, dist.Normal(0.0, 5.0)), rows, times=(2, 80, 300))
+    assert early.gets_nearer
+    assert early.verdict.startswith("draws get nearer to the data after 2 steps")
     short = sampling_times(key, bowl(2.0, 80, 0.05, LINE), rows, times=(1, 80))
     assert short.verdict.startswith("nothing was looked at after 80")
 

@@ -55,15 +55,25 @@ class SamplingTimes(NamedTuple):
         """The time with the smallest energy distance."""
         return int(self.times[np.nanargmin(self.energy_distance)])
 
+    def _later(self) -> tuple[float, float, np.ndarray, np.ndarray]:
+        """Energy distance at ``k`` and its error, and both at the later times."""
+        at = int(np.flatnonzero(self.times == self.num_steps)[0])
+        value, error = self.energy_distance, self.energy_distance_error
+        return max(float(value[at]), 0.0), float(error[at]), value[at + 1 :], error[at + 1 :]
+
     @property
     def is_short_run(self) -> bool:
         """Whether the draws are other ones after ``k`` steps than at ``k``: farther from the data, or lost."""
-        at = int(np.flatnonzero(self.times == self.num_steps)[0])
-        later = self.energy_distance[at + 1 :]
-        error = np.hypot(self.energy_distance_error[at + 1 :], self.energy_distance_error[at])
-        base = max(float(self.energy_distance[at]), 0.0)
-        has_changed = (later > DEGRADED * base) & (later - base > DEGRADED * error)
-        return bool((has_changed | (self.num_lost[at + 1 :] > 0)).any())
+        base, error, later, later_error = self._later()
+        is_farther = (later > DEGRADED * base) & (later - base > DEGRADED * np.hypot(later_error, error))
+        return bool(is_farther.any() or (self.num_lost[self.times > self.num_steps] > 0).any())
+
+    @property
+    def gets_nearer(self) -> bool:
+        """Whether chains that go on after ``k`` steps get nearer to the data, and never farther."""
+        base, error, later, later_error = self._later()
+        is_nearer = (base > DEGRADED * later) & (base - later > DEGRADED * np.hypot(later_error, error))
+        return bool(is_nearer.any()) and not self.is_short_run
 
     @property
     def verdict(self) -> str:
@@ -72,6 +82,10 @@ class SamplingTimes(NamedTuple):
             return not_a_density(self.num_steps)
         if self.times[-1] == self.num_steps:
             return f"nothing was looked at after {self.num_steps} steps: pass later times"
+        if self.gets_nearer:
+            return (
+                f"draws get nearer to the data after {self.num_steps} steps: these runs are too short for this energy"
+            )
         return f"up to {self.times[-1]} steps the draws stay as near to the data as at {self.num_steps}"
 
     def __str__(self) -> str:
@@ -79,7 +93,7 @@ class SamplingTimes(NamedTuple):
         for at, time in enumerate(self.times):
             distance = f"{self.energy_distance[at]:.4g} ± {self.energy_distance_error[at]:.1g}"
             gap = f"{self.energy_gap[at]:.4g} ± {self.energy_gap_error[at]:.1g}"
-            mark = "  <- trained for" if time == self.num_steps else ""
+            mark = "  <- k" if time == self.num_steps else ""
             lines.append(
                 f"{time:>8}  {self.moment_mismatch[at]:>9.3g}  {distance:>20}  {gap:>20}  {self.num_lost[at]:>4}{mark}"
             )

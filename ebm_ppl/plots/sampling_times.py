@@ -41,25 +41,29 @@ def sampling_times(found: SamplingTimes) -> Figure:
         mismatch.axhline(found.moment_noise, color="0.4", linestyle=":", label="two samples of one law")
         mismatch.set_yscale("log")
         mismatch.set_ylabel("moment mismatch\n(standard deviations)")
-        floor = max(float(np.nanmin(found.energy_distance_error)), 1e-12)
         distance.errorbar(
             times, found.energy_distance, 2.0 * found.energy_distance_error, marker="o", color=COLOURS[1], capsize=3
         )
-        distance.set_yscale("symlog", linthresh=floor)
+        distance.set_yscale("symlog", linthresh=_decade(float(np.nanmin(found.energy_distance_error))))
         distance.axhline(0.0, color="0.4", linestyle=":")
         distance.set_ylabel("energy distance\nto the data")
         gap.errorbar(times, found.energy_gap, 2.0 * found.energy_gap_error, marker="o", color=COLOURS[2], capsize=3)
         gap.axhline(0.0, color="0.4", linestyle=":")
-        gap.set_yscale("symlog", linthresh=max(2.0 * float(np.nanmedian(found.energy_gap_error)), 1e-12))
-        gap.set_ylabel("energy of the data\nminus that of draws (nats)")
+        gap.set_yscale("symlog", linthresh=_decade(2.0 * float(np.nanmedian(found.energy_gap_error))))
+        gap.set_ylabel("energy of data\nless of draws (nats)")
         gap.set_xlabel("steps")
         gap.set_xscale("log")
         for axes in panels:
-            axes.axvline(found.num_steps, color="black", linewidth=1.0, label=f"k = {found.num_steps}, trained for")
+            axes.axvline(found.num_steps, color="black", linewidth=1.0, label=f"k = {found.num_steps}")
             _mark_lost(axes, times[found.num_lost > 0])
         mismatch.legend(loc="best")
         figure.suptitle(found.verdict)
     return figure
+
+
+def _decade(value: float) -> float:
+    """The power of ten above a number, so that no tick falls between zero and where an axis becomes logarithmic."""
+    return float(10.0 ** np.ceil(np.log10(max(value, 1e-12))))
 
 
 def _mark_lost(axes: Axes, times: np.ndarray) -> None:
