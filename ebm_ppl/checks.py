@@ -309,6 +309,35 @@ def _refuse_rows(name: str, array: jax.Array, bad: jax.Array, what: str, expecte
         )
 
 
+OFF_SPHERE = 1e-3
+"""How far from one the length of what is called a unit vector may be."""
+
+
+def check_unit_vectors(name: str, rows: Any, *, what: str = "row") -> None:
+    """Vectors ``(row, d)`` of length one, as far as values are concrete.
+
+    Raises:
+        ValueError: another shape, or other lengths (with count and first index).
+
+    Example:
+        >>> check_unit_vectors("data", jnp.array([[0.6, 0.8]]))
+    """
+    shape = jnp.shape(rows) if hasattr(rows, "shape") else ()
+    if len(shape) != 2 or shape[1] < 2:
+        found = shape or type(rows).__name__
+        raise ValueError(f"{name}: got {found}, expected unit vectors, ({what}, d) with d >= 2.")
+    if is_traced(rows):
+        return
+    length = np.linalg.norm(np.asarray(rows, np.float64), axis=1)
+    bad = ~(np.abs(length - 1.0) <= OFF_SPHERE)
+    if bad.any():
+        first = int(np.argmax(bad))
+        raise ValueError(
+            f"{name}: got {int(bad.sum())} of {len(length)} {what}s that are not unit vectors, the first at index {first} "
+            f"(length {length[first]:.4g}); expected |x| = 1. Divide them by their lengths."
+        )
+
+
 def check_finite_energy(name: str, potential: Potential, rows: PyTree, *, what: str = "row") -> None:
     """The energy must be finite at every one of the given rows.
 

@@ -154,15 +154,14 @@ class EBM(dist.Distribution):
         self.log_normalizer, self.log_normalizer_error, self.log_normalizer_reliable = None, None, None
         self.normalizer_kind = None
         if log_normalizer is not None:
-            if runs := find_short_runs(potential):
-                raise ValueError(
-                    "log_normalizer: got one for the energy of a short run, expected None: "
-                    f"{not_a_density(runs[0].num_steps)}. Where nothing changes after its last step, pass "
-                    "potential.plain."
-                )
             self._set_normalizer(log_normalizer, "exact")
 
     def _set_normalizer(self, log_normalizer: Any, kind: str) -> None:
+        if kind in VALUE_KINDS and (runs := find_short_runs(self.potential)):
+            raise ValueError(
+                "log_normalizer: got one for the energy of a short run, expected None: "
+                f"{not_a_density(runs[0].num_steps)}. Where nothing changes after its last step, pass potential.plain."
+            )
         value = jnp.asarray(getattr(log_normalizer, "value", log_normalizer))
         error = jnp.asarray(getattr(log_normalizer, "standard_error", 0.0))
         try:

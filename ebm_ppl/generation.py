@@ -10,6 +10,9 @@ from ebm_ppl.partials import as_constants, function_behind
 from ebm_ppl.potentials import ShortRun
 from ebm_ppl.types import Kernel, Key, Potential, PyTree, ShortRunKernel
 
+MAX_TIME = 2**31
+"""Steps are counted in 32 bits."""
+
 
 def draw_short_run(
     key: Key, potential: Potential, num_draws: int, *, times: Sequence[int] | None = None, kernel: Kernel | None = None
@@ -34,7 +37,8 @@ def draw_short_run(
 
     Raises:
         TypeError: there is no short-run kernel, or a count is not a whole number.
-        ValueError: ``times`` do not increase, or the energy does not fit one event.
+        ValueError: ``times`` do not increase, the start gives another number of positions, or the energy does not fit one
+            event.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro.distributions as dist, ebm_ppl as ebm
@@ -47,10 +51,13 @@ def draw_short_run(
     num_draws = check_count("num_draws", num_draws)
     wanted = (function_behind(kernel).num_steps,) if times is None else tuple(times)
     for before, time in zip((-1, *wanted), wanted, strict=False):
-        if check_count("times", time, minimum=0) <= before:
+        if not before < check_count("times", time, minimum=0) < MAX_TIME:
             raise ValueError(f"times: got {list(wanted)}, expected increasing numbers of steps.")
     if not wanted:
         raise ValueError("times: got none, expected at least one number of steps.")
+    func = function_behind(kernel)
+    start = jax.eval_shape(lambda key: func.start_positions(key, num_draws, **kernel.keywords), key)
+    check_potential(potential, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), start))
     run = _positions_at if is_traced(key, potential, kernel) else _compiled_positions_at
     positions = run(key, potential, kernel, num_draws, wanted)
     return jax.tree.map(lambda x: x[0], positions) if times is None else positions
@@ -76,9 +83,7 @@ def short_run_of(potential: Potential, kernel: Kernel | None = None) -> Kernel:
 
 def _positions_at(key: Key, potential: Potential, kernel: Kernel, num_draws: int, times: tuple[int, ...]) -> PyTree:
     potential, kernel = as_constants((potential, kernel))
-    positions = function_behind(kernel).positions_at(key, potential, num_draws, times, **kernel.keywords)
-    check_potential(potential, jax.tree.map(lambda x: x[0, 0], positions))
-    return as_constants(positions)
+    return as_constants(function_behind(kernel).positions_at(key, potential, num_draws, times, **kernel.keywords))
 
 
 _compiled_positions_at = eqx.filter_jit(_positions_at)

@@ -17,6 +17,9 @@ from ebm_ppl.checks import check_positive
 from ebm_ppl.potentials.shallow import ShallowEnergy
 from ebm_ppl.types import Array, PyTree
 
+MAX_EXPONENT = 30.0
+"""A weight grows by no more than ``exp`` of this in one step, which leaves room for a projection to bring it back."""
+
 
 def _stateless(step: Callable[[Any, Any], Any]) -> optax.GradientTransformation:
     """A function of the step and the parameter, array by array."""
@@ -66,7 +69,7 @@ def exponentiated_step() -> optax.GradientTransformation:
     References:
         Kivinen, Warmuth (1997), Exponentiated gradient versus gradient descent for linear predictors.
     """
-    return _stateless(lambda update, w: w * jnp.expm1(update))
+    return _stateless(lambda update, w: w * jnp.expm1(jnp.minimum(update, MAX_EXPONENT)))
 
 
 def total_variation_projection(bound: float | Array) -> optax.GradientTransformation:

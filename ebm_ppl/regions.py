@@ -57,6 +57,20 @@ def bounds_of(support: Any) -> tuple[Any, Any] | None:
     return -np.inf if lower is None else lower, np.inf if upper is None else upper
 
 
+def check_base(base: Any, event: Event) -> None:
+    """A distribution over all of the space in which the events are.
+
+    Raises:
+        TypeError: it is no distribution with a support.
+        ValueError: its support is a part of the space.
+    """
+    support = getattr(base, "support", None)
+    if support is None or not callable(getattr(base, "log_prob", None)):
+        raise TypeError(f"base: got {type(base).__name__}, expected a NumPyro distribution of one event.")
+    if not is_whole_space(support, event):
+        raise ValueError(f"base: got one on {describe_region(support)}, expected one on the whole space.")
+
+
 def describe_region(support: Any) -> str:
     """A support in words, for errors."""
     bounds = bounds_of(support)

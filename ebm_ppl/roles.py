@@ -63,7 +63,7 @@ def role_of(found: SiteDependencies) -> Role:
     """
     if found.is_normalized:
         return Role.NORMALIZED
-    if found.short_run and not found.observed:
+    if found.short_run and not is_trained(found):
         return Role.SHORT_RUN
     if found.weight:
         return Role.WEIGHTED
@@ -92,17 +92,27 @@ def refuse_scan(name: str, found: SiteDependencies) -> None:
         )
 
 
-def refuse_short_run(name: str, found: SiteDependencies) -> None:
-    """An energy that was trained by short runs is no prior: ``exp(-U)`` is not what was fitted, and may have no integral.
+def is_trained(found: SiteDependencies) -> bool:
+    """Whether a site is observed data of an energy with nothing but parameters: there a gradient is all that is needed."""
+    return found.observed and bool(found.params) and not found.latents and not found.weight
+
+
+def refuse_short_run(name: str, found: SiteDependencies, *, may_train: bool = False) -> None:
+    """An energy that was trained by short runs is no density: ``exp(-U)`` is not what was fitted, and may have no integral.
+
+    Args:
+        name: Of the site.
+        found: What reaches it.
+        may_train: Whether this policy asks for no more than a gradient where the site is trained.
 
     Raises:
-        UnknownNormalizerError: the site is a latent one with such an energy.
+        UnknownNormalizerError: the site has such an energy, and a density is needed.
     """
-    if found.short_run and not found.observed:
+    if found.short_run and not (may_train and is_trained(found)):
         raise UnknownNormalizerError(
-            f"site '{name}': {not_a_density(found.short_run)}, and cannot serve as a prior: training fitted the law of "
-            f"step {found.short_run} of its runs, and exp(-U) may have no integral. Draw from it with "
-            "handlers.simulate(model, kernel=potential.sampler, num_steps=1); for a prior train with "
+            f"site '{name}': {not_a_density(found.short_run)}, and cannot serve as a prior or a likelihood: training "
+            f"fitted the law of step {found.short_run} of its runs, and exp(-U) may have no integral. Draw from it with "
+            "handlers.simulate(model, kernel=potential.sampler, num_steps=1); for a density train with "
             "persistent_contrastive_divergence. Where diagnostics.sampling_times shows that nothing changes after the last "
             "step, pass potential.plain."
         )
@@ -202,7 +212,7 @@ def check_model(model: Callable[..., Any], *args: Any, **kwargs: Any) -> ModelRe
         refuse_scan(name, site)
         for policy in policies:
             if not site.is_normalized:
-                refuse_short_run(name, site)
+                refuse_short_run(name, site, may_train=policy.trains_by_gradient)
                 policy.require(name, site)
     sites = {
         name: SiteReport(role_of(site), site.latents, site.params, site.weight, what_to_do(site), _notes(site))

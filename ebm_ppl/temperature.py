@@ -15,7 +15,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from ebm_ppl.checks import check_positive
-from ebm_ppl.objectives.domains import check_whole_space, flat_rows
+from ebm_ppl.objectives.domains import check_twice_differentiable, check_whole_space, flat_rows
 from ebm_ppl.objectives.score import hessian_diagonal
 from ebm_ppl.potentials import temper
 from ebm_ppl.sampling import temperature_of
@@ -59,6 +59,7 @@ def fitted_temperature(potential: Potential, data: Batch) -> Temperature:
     """
     flat = flat_rows("fitted_temperature", potential, data)
     check_whole_space("fitted_temperature", potential, flat, "Transform the events to the whole space.")
+    check_twice_differentiable("fitted_temperature", flat)
     if flat.rows.shape[0] < 2:
         raise ValueError(f"data: got {flat.rows.shape[0]} rows, expected at least two.")
     return _fitted(potential, data)

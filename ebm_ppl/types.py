@@ -262,6 +262,10 @@ class ShortRunKernel(Protocol):
         """``k``."""
         ...
 
+    def start_positions(self, rng_key: Key, num_chains: int, /, **tunables: Any) -> PyTree:
+        """Where runs start, ``(chain, *event)``."""
+        ...
+
     def positions_at(
         self, rng_key: Key, potential: Potential, num_chains: int, times: tuple[int, ...], /, **tunables: Any
     ) -> PyTree:
@@ -270,12 +274,17 @@ class ShortRunKernel(Protocol):
 
 
 @runtime_checkable
-class Annotated(Protocol):
-    """A potential that is another one of the same energy, with something said about it."""
+class WithSampler(Protocol):
+    """A potential that is another one of the same energy, together with the kernel that it belongs to."""
 
     @property
     def plain(self) -> Potential:
         """That other one, for what asks a potential for its structure."""
+        ...
+
+    @property
+    def sampler(self) -> Kernel:
+        """The kernel."""
         ...
 
 

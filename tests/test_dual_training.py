@@ -119,6 +119,14 @@ def test_relu_units_have_curvature_that_autodiff_does_not_see(key):
     for loss in (objectives.score_matching, objectives.sliced_score_matching, objectives.spherical_score_matching):
         with pytest.raises(ValueError, match="got one with relu units, expected a twice differentiable energy"):
             loss(potentials.ShallowEnergy(3, key=key, width=4), unit_vectors(key, 5), key)
+    with pytest.raises(ValueError, match="fitted_temperature got one with relu units"):
+        ebm.fitted_temperature(potentials.ShallowEnergy(3, key=key, width=4), unit_vectors(key, 5))
+    # Of a parameter it is no kink in the event, and a jnp.maximum is the caller's own business.
+    of_weight = lambda x: jnp.sum(jax.nn.relu(jnp.array([1.0, -1.0, 2.0])) * x**2)
+    objectives.score_matching(of_weight, unit_vectors(key, 5), key)
+    looped = lambda x: jax.lax.fori_loop(0, 2, lambda _, y: jax.nn.relu(y), x).sum()
+    with pytest.raises(ValueError, match="got one with relu units"):
+        objectives.score_matching(looped, unit_vectors(key, 5), key)
     boxed = potentials.tilt(potentials.MLP(2, key=key, width=4, depth=1, activation=jax.nn.leaky_relu), BOX)
     with pytest.raises(ValueError, match="generalized_score_matching got one with leaky_relu units"):
         objectives.generalized_score_matching(boxed, jnp.full((4, 2), 0.5), key)
@@ -323,6 +331,30 @@ def test_noise_comes_in_pairs_that_cancel(key):
             ebm.advance(key, lambda x: x[0], odd, 1)
 
 
+def test_pairs_restart_at_one_row_also_where_rows_are_fewer(key):
+    rows = unit_vectors(key, 3)
+    sampler = ebm.init_sampler(unit_vectors(key, 20), kernels.sphere_langevin(1e-8, antithetic=True))
+    _, (sampler, _) = objectives.persistent_contrastive_divergence(
+        lambda x: x[0], sampler, rows, key, num_steps=1, restart_probability=1.0, restart_from="batch"
+    )
+    np.testing.assert_allclose(sampler.position[:10], sampler.position[10:], atol=2e-3)
+
+
+def test_a_gradient_beyond_all_numbers_leaves_chains_on_the_sphere(key):
+    sampler = ebm.init_sampler(unit_vectors(key, 8), kernels.sphere_langevin(0.01))
+    sampler, _ = ebm.advance(key, lambda x: 1e30 * x[0], sampler, 3)
+    np.testing.assert_allclose(jnp.linalg.norm(sampler.position, axis=1), 1.0, rtol=1e-5)
+
+
+def test_a_gap_that_is_none_is_not_shown(key):
+    """An optimizer of the caller's own that leaves the ball."""
+    rows = cap(key, 100)
+    _, history = recipes.dual_training(
+        key, rows, num_updates=20, bound=3.0, width=8, optimizer=optax.adam(0.1), report_every=20, progress_bar=False
+    )
+    assert np.isnan(history["evaluation_duality_gap"]).all()
+
+
 def test_it_keeps_the_protocol(key):
     for antithetic in (False, True):
         kernel = kernels.sphere_langevin(0.05, antithetic=antithetic)
@@ -398,7 +430,14 @@ def test_events_of_the_plane_have_a_base(key):
 @pytest.mark.parametrize(
     ("change", "error", "text"),
     [
-        ({"data": jnp.ones((5, 3))}, ValueError, "outside the support"),
+        ({"data": jnp.ones((5, 3))}, ValueError, "data: got 5 of 5 rows that are not unit vectors"),
+        ({"weight_rate": -0.1}, ValueError, "weight_rate: got -0.1"),
+        ({"domain": "euclidean", "base": "normal"}, TypeError, "base: got str"),
+        (
+            {"domain": "euclidean", "base": dist.ImproperUniform(constraints.real_vector, (), (3,))},
+            ValueError,
+            "base: got ImproperUniform, which cannot be sampled",
+        ),
         ({"data": jnp.ones((5, 3, 1))}, ValueError, r"data: got shape \(5, 3, 1\)"),
         ({"restart_every": 3, "restart_probability": 0.5}, ValueError, "restart_every: got 3 with"),
         ({"restart_every": 0}, ValueError, "restart_every: got 0"),
@@ -420,5 +459,7 @@ def test_bad_arguments_of_the_recipe_are_refused(key, change, error, text):
 
 def test_a_network_of_other_events_is_refused(key):
     network = potentials.ShallowEnergy(2, key=key)
+    with pytest.raises(ValueError, match="width, regime, domain: got one of them together with a network"):
+        recipes.dual_training(key, unit_vectors(key, 5), num_updates=2, bound=1.0, network=network, regime="lazy")
     with pytest.raises(ValueError, match=r"network: got one of events \(2,\)"):
         recipes.dual_training(key, unit_vectors(key, 5), num_updates=2, bound=1.0, network=network)

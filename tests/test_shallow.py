@@ -62,6 +62,7 @@ def test_what_is_trained(key):
         ({"signs": "positive?"}, "signs: got 'positive?'"),
         ({"signs": [1, 2, 1, 1]}, "signs: got"),
         ({"scale": 0.0}, "scale: got 0.0"),
+        ({"regime": "lazy", "signs": "negative"}, "signs: got 'negative' in the lazy regime"),
     ],
 )
 def test_bad_options_are_refused(key, options, text):
@@ -122,6 +123,13 @@ def test_steps_stay_in_their_sets_whatever_comes_before(key):
     np.testing.assert_allclose(jnp.linalg.norm(params["z"], axis=1), 1.0, atol=1e-6)
     assert float(params["w"].mean()) == pytest.approx(1.5, rel=1e-5)
     assert bool((params["w"] > 0).all())
+
+
+def test_a_step_too_long_for_numbers_still_ends_in_the_ball():
+    steps = optax.chain(optimizers.exponentiated_step(), optimizers.total_variation_projection(1.0))
+    w = jnp.ones(2)
+    updates, _ = steps.update(jnp.array([1e6, 0.0]), steps.init(w), w)
+    np.testing.assert_allclose(w + updates, [2.0, 0.0], atol=1e-6)
 
 
 def test_a_weight_that_has_vanished_does_not_make_nan(key):
@@ -220,7 +228,7 @@ def test_at_the_optimum_there_is_no_gap(circle, regime, bound):
     states, data = circle
     energy = ShallowEnergy(2, key=jax.random.key(1), width=24, regime=regime)
     energy, primal = solved(energy, states, data, bound)
-    own = energy.directions
+    own = None if regime == "lazy" else energy.directions
     energies = jax.vmap(energy)(jnp.asarray(states))
     found = duality_gap(energy, data, states, bound=bound, log_weight=-energies, candidates=own)
     # The dual value by itself: minus the divergence of the model from the base, minus the norm of what it misses.
@@ -248,10 +256,11 @@ def test_away_from_it_the_gap_bounds_what_is_left(circle, regime, key):
         noise = jax.random.normal(jax.random.fold_in(key, number), (24,), jnp.float64)
         weights = 2.0 * jnp.abs(noise) / jnp.abs(noise).mean() if regime == "features" else 2.0 * noise
         weights = weights if regime == "features" else 2.0 * noise / jnp.sqrt(jnp.mean(noise**2))
+        own = None if regime == "lazy" else energy.directions
         other = eqx.tree_at(lambda e: e.weights, energy, weights)
         energies = jax.vmap(other)(jnp.asarray(states))
         loss = float(jax.vmap(other)(jnp.asarray(data)).mean() + jax.nn.logsumexp(-energies) - jnp.log(60.0))
-        found = duality_gap(other, data, states, bound=3.0, log_weight=-energies, candidates=energy.directions)
+        found = duality_gap(other, data, states, bound=3.0, log_weight=-energies, candidates=own)
         assert found.value >= loss - best - 1e-12
         assert found.value > 0.01
 
@@ -294,9 +303,25 @@ def test_bad_arguments_of_the_gap_are_refused(key):
     energy, rows = ShallowEnergy(3, key=key, width=4), unit_vectors(key, 5, 3)
     with pytest.raises(TypeError, match="potential: got MLP"):
         duality_gap(potentials.MLP(3, key=key, width=4, depth=1), rows, rows, bound=2.0)
-    with pytest.raises(ValueError, match=r"bound: got 0.5, and the energy has norm 1"):
+    with pytest.raises(ValueError, match=r"potential: got norm 1, expected at most the bound 0\.5"):
         duality_gap(energy, rows, rows, bound=0.5)
     with pytest.raises(ValueError, match="log_weight: got shape"):
         duality_gap(energy, rows, rows, bound=2.0, log_weight=jnp.zeros(4))
     with pytest.raises(ValueError, match="negatives: got event shape"):
         duality_gap(energy, rows, rows[:, :2], bound=2.0)
+    longer = eqx.tree_at(lambda e: e.features, energy, 2.0 * energy.features)
+    with pytest.raises(ValueError, match="potential: got features of lengths 2 to 2"):
+        duality_gap(longer, rows, rows, bound=2.0)
+    with pytest.raises(ValueError, match="potential: got weights down to -1"):
+        duality_gap(eqx.tree_at(lambda e: e.weights, energy, -energy.weights), rows, rows, bound=2.0)
+    with pytest.raises(ValueError, match="candidates: got 5 of 5 candidates that are not unit vectors"):
+        duality_gap(energy, rows, rows, bound=2.0, candidates=10.0 * rows)
+    with pytest.raises(ValueError, match=r"candidates: got shape \(5, 2\), expected \(n, 3\)"):
+        duality_gap(energy, rows, rows, bound=2.0, candidates=rows[:, :2])
+    with pytest.raises(ValueError, match="data: got 5 of 5 rows that are not unit vectors"):
+        duality_gap(energy, 2.0 * rows, rows, bound=2.0)
+    with pytest.raises(ValueError, match="log_weight: got weights of which none"):
+        duality_gap(energy, rows, rows, bound=2.0, log_weight=jnp.full(5, -jnp.inf))
+    lazy = ShallowEnergy(3, key=key, width=4, regime="lazy")
+    with pytest.raises(ValueError, match="candidates: got some in the lazy regime"):
+        duality_gap(lazy, rows, rows, bound=2.0, candidates=rows)

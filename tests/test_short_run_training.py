@@ -118,6 +118,9 @@ def test_bad_arguments_are_refused(call, error, text):
         call()
 
 
+quadratic_1 = Partial(quadratic, jnp.asarray(1.0))
+
+
 def bowl(a=1.0, num_steps=5, step_size=0.1, base=NORMAL):
     return ShortRun(Partial(quadratic, jnp.asarray(a)), kernels.short_run(num_steps, base, step_size=step_size))
 
@@ -323,6 +326,41 @@ def test_a_run_that_has_arrived_is_called_none(key):
     assert short.verdict.startswith("nothing was looked at after 80")
 
 
+def test_draws_that_went_far_are_farther_whatever_their_squares(key):
+    """At 1e20 a square is no number of 32 bits; the chains have left all the same."""
+    rows = jnp.sqrt(4.2) * jax.random.normal(key, (300, 2))
+    found = sampling_times(key, bowl(-1.0), rows, times=(5, 500), num_draws=300)
+    assert found.is_short_run
+    assert energy_distance(rows, 1e25 * rows).value > 1e24
+
+
+def test_a_doubled_distance_is_a_change(key):
+    rows = 0.7 + 0.9 * jax.random.normal(key, (2000,))
+    start = dist.Normal(1.5, 0.7)
+    model = ShortRun(lambda x: 0.5 * x**2, kernels.short_run(5, start, step_size=0.05))
+    assert sampling_times(key, model, rows, times=(5, 500), num_draws=3000).is_short_run
+
+
+def test_nothing_is_called_a_change_by_chance(key):
+    """Of chains that have arrived, over ten sets of draws."""
+    rows = jnp.sqrt(1 / (2.0 - 0.05 * 2.0)) * jax.random.normal(key, (500,))
+    model = bowl(2.0, 80, 0.05, LINE)
+    found = [
+        sampling_times(jax.random.fold_in(key, number), model, rows, times=(80, 100, 150, 200), num_draws=500)
+        for number in range(10)
+    ]
+    assert not any(one.is_short_run or one.gets_nearer for one in found)
+
+
+def test_where_all_is_lost_it_still_prints(key):
+    model = ShortRun(lambda x: jnp.nan * x, kernels.short_run(3, LINE, step_size=0.01))
+    found = sampling_times(key, model, jax.random.normal(key, (30,)), times=(1, 3, 9), num_draws=30)
+    assert found.num_lost.tolist() == [30, 30, 30]
+    assert found.best_time == 3
+    assert "not a density" in str(found)
+    ebm.plots.sampling_times(found).savefig("/dev/null", format="png")
+
+
 def test_lost_draws_are_counted_and_shown(key):
     model = ShortRun(lambda x: -(x**4) / 4, kernels.short_run(3, LINE, step_size=0.01))
     found = sampling_times(key, model, jax.random.normal(key, (300,)), times=(1, 3, 500), num_draws=300)
@@ -363,6 +401,11 @@ def test_a_fall_is_found_where_there_is_one(key):
     network = potentials.MLP(8, key=key, width=16, depth=1, zero_init=False)  # grows linearly, up in some directions
     assert find_escape(key, network, rows) is not None
     assert find_escape(key, potentials.tilt(network, dist.Normal(0.0, 1.0).expand([8]).to_event(1)), rows) is None
+    assert find_escape(key, lambda x: -jnp.exp(jnp.sum(x**2)), rows) is not None  # minus infinity at once
+    far = lambda x: 0.5 * jnp.sum((x - 100.0) ** 2)
+    assert find_escape(key, far, 0.01 * rows) is None  # falls for ten thousand deviations of these rows, and then rises
+    half = potentials.tilt(lambda x: -2.0 * x, dist.Exponential(1.0))
+    assert find_escape(key, half, jnp.linspace(0.1, 2.0, 9)) is None
 
 
 # --- in a NumPyro model
@@ -389,7 +432,8 @@ def test_check_model_says_that_it_is_no_density_and_no_policy_takes_it_for_one()
     ]
     for policy in policies:
         with pytest.raises(
-            UnknownNormalizerError, match=r"site 'x': this is a 5-step sampler, .* cannot serve as a prior"
+            UnknownNormalizerError,
+            match=r"site 'x': this is a 5-step sampler, .* cannot serve as a prior or a likelihood",
         ):
             ebm.check_model(policy(model))
         with pytest.raises(UnknownNormalizerError, match="cannot serve as a prior"):
@@ -399,6 +443,12 @@ def test_check_model_says_that_it_is_no_density_and_no_policy_takes_it_for_one()
         ebm.check_model(ebm.handlers.constant_normalizer(hidden))
     with pytest.raises(ValueError, match="log_normalizer: got one for the energy of a short run"):
         ebm.EBM(bowl(), NORMAL, log_normalizer=0.0)
+    with pytest.raises(ValueError, match="log_normalizer: got one for the energy of a short run"):
+        ebm.EBM(bowl(), NORMAL).with_normalizer(0.0, "exact")
+    run = bowl()
+    for disguise in (run.__call__, functools.partial(run), lambda x: run(x), eqx.filter_jit(run)):
+        with pytest.raises(UnknownNormalizerError, match="cannot serve as a prior"):
+            ebm.check_model(ebm.handlers.constant_normalizer(prior(disguise)))
     ebm.check_model(ebm.handlers.constant_normalizer(prior(bowl().plain)))  # said outright, it is taken
 
 
@@ -428,6 +478,47 @@ def test_it_is_simulated_by_its_own_runs(key):
     draws = Predictive(simulated, num_samples=4000)(key)
     exact = float(short_run_variance(-0.4, 0.1, 5, 1.0))
     assert float(draws["x"].var()) == pytest.approx(exact, rel=0.08)
+
+
+def test_observed_rows_are_no_likelihood_of_it_either():
+    def model(rows):
+        with numpyro.plate("rows", len(rows)):
+            numpyro.sample("x", ebm.EBM(bowl(), NORMAL), obs=rows)
+
+    assert ebm.check_model(model, jnp.ones((3, 2))).sites["x"].role is Role.SHORT_RUN
+    for policy in (ebm.handlers.constant_normalizer, ebm.handlers.exact_normalizer):
+        with pytest.raises(UnknownNormalizerError, match="cannot serve as a prior or a likelihood"):
+            ebm.check_model(policy(model), jnp.ones((3, 2)))
+
+
+def test_draws_of_another_sampler_are_not_simulated(key):
+    run = bowl()
+    others = [
+        (prior(run), {"kernel": kernels.mala(0.1), "num_steps": 10}),
+        (prior(run), {"kernel": kernels.short_run(6, NORMAL, step_size=0.1), "num_steps": 1}),
+        (prior(run), {"kernel": run.sampler, "num_steps": 2}),
+        (lambda: numpyro.sample("x", ebm.EBM(run, NORMAL)), {"kernel": run.sampler, "num_steps": 1}),
+    ]
+    for model, options in others:
+        simulated = ebm.handlers.simulate(model, **options)
+        with pytest.raises(ValueError, match="whose draws are those of its own runs"):
+            Predictive(simulated, num_samples=2)(key)
+
+
+def test_training_keeps_the_energy_and_its_runs_together(key):
+    rows = jax.random.normal(key, (16, 2))
+    run = kernels.short_run(3, NORMAL, kernel=kernels.mala(0.1))
+    model, optimizer = ShortRun(potentials.MLP(2, key=key, width=4, depth=1), run), optax.sgd(0.1)
+    other = kernels.short_run(3, NORMAL, kernel=kernels.mala(0.2))
+    with pytest.raises(ValueError, match="its kernel is not the 3-step run of the potential"):
+        ebm.init_train(model, optimizer, ebm.init_sampler(rows, other))
+    with pytest.raises(ValueError, match="which would change the kernel"):
+        ebm.init_train(model, optimizer, ebm.init_sampler(rows, run), sampler_optimizer=optimizer)
+    state = ebm.init_train(model, optimizer, ebm.init_sampler(rows, run))
+    objective = functools.partial(objectives.persistent_contrastive_divergence, num_steps=1)
+    with pytest.raises(ValueError, match="which would change the kernel"):
+        ebm.fit(key, state, rows, objective, optimizer, num_steps=2, target_acceptance=0.6)
+    ebm.fit(key, state, rows, objective, optimizer, num_steps=2)
 
 
 def test_training_by_short_runs_inside_a_model_is_no_prior(key):

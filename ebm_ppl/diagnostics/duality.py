@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ebm_ppl.checks import check_count, check_positive, check_rows
+from ebm_ppl.checks import check_count, check_positive, check_rows, check_unit_vectors
 from ebm_ppl.potentials import ShallowEnergy, without_base
 from ebm_ppl.types import Array, Potential
 from ebm_ppl.weights import normalized_weights
@@ -22,7 +22,7 @@ class DualityGap(NamedTuple):
     Attributes:
         value: ``bound * discrepancy + E_data U - E_model U``: the mean negative log-likelihood of the data is at most
             so much above the least in the ball.
-        standard_error: From the number of negatives; without that of the search for the best feature.
+        standard_error: From the number of negatives, were they drawn at random; nothing for states that were listed.
         discrepancy: The largest difference between model and data that a function in the unit ball can show.
         energy_gap: ``E_data U - E_model U``, at least ``-bound * discrepancy``.
         witness: The feature that shows it, of unit length; in the lazy regime the differences of all features,
@@ -64,8 +64,8 @@ def duality_gap(
         negatives: Draws of the model ``(draw, d)`` at equilibrium, or all states of a finite space.
         bound: ``beta``, that of the training.
         log_weight: Log weights of the negatives, ``(draw,)``: minus the energy, for states that were listed.
-        candidates: Unit vectors ``(n, d)`` to look for the best feature among, instead of all; the energy's own are
-            added.
+        candidates: Unit vectors ``(n, d)``, in Euclidean space ``(n, d + 1)``, to look for the best feature among,
+            instead of all; the energy's own are added. Not for the lazy regime.
         num_ascents: Steps of the search over all features, which starts at the energy's own and at data. It may miss
             the best: the gap is then too small.
 
@@ -75,7 +75,8 @@ def duality_gap(
 
     Raises:
         TypeError: the potential is not such an energy.
-        ValueError: the norm of the energy is beyond the bound, or shapes do not fit.
+        ValueError: the energy is not in the ball (its norm is beyond the bound, its features are not unit vectors, or a
+            weight is negative), events of a sphere or candidates are not unit vectors, or shapes do not fit.
 
     Example:
         >>> import jax, ebm_ppl as ebm
@@ -94,19 +95,24 @@ def duality_gap(
     if not isinstance(energy, ShallowEnergy):
         raise TypeError(f"potential: got {type(energy).__name__}, expected a ShallowEnergy, or one with a base.")
     limit = float(check_positive("bound", bound))
-    if float(energy.norm) > limit * (1.0 + FEASIBLE):
-        raise ValueError(
-            f"bound: got {limit}, and the energy has norm {float(energy.norm):.6g}, expected one within its ball; "
-            "without a bound there is no gap."
-        )
+    why_not = outside_ball(energy, limit)
+    if why_not:
+        raise ValueError(f"potential: {why_not}; the gap is about the energies of a ball.")
     rows = check_rows("data", data, event_shape=energy.event_shape)
     draws = check_rows("negatives", negatives, event_shape=energy.event_shape)
+    if energy.domain == "sphere":
+        check_unit_vectors("data", rows)
+        check_unit_vectors("negatives", draws, what="draw")
     weights = jnp.zeros(len(draws)) if log_weight is None else jnp.asarray(log_weight)
     if weights.shape != (len(draws),):
         raise ValueError(
             f"log_weight: got shape {weights.shape}, expected {(len(draws),)}, one for each of the negatives."
         )
     model = normalized_weights(weights)
+    if not bool(jnp.isfinite(model).all()):
+        raise ValueError("log_weight: got weights of which none is a positive number, or one is NaN.")
+    if candidates is not None:
+        candidates = _checked_candidates(candidates, energy)
     signs = jnp.asarray(energy.signs.value)
     if energy.regime == "lazy":
         witness = _differences(energy, energy.directions, rows, draws, model)
@@ -119,7 +125,7 @@ def duality_gap(
             steps = check_count("num_ascents", num_ascents, 0)
             tried = _ascended(energy, tried, rows, draws, model, steps)
         else:
-            tried = jnp.concatenate([tried, jnp.asarray(candidates, tried.dtype)])
+            tried = jnp.concatenate([tried, candidates])
         differences = _differences(energy, tried, rows, draws, model)
         allowed = jnp.stack([jnp.where(jnp.any(signs == sign), sign * differences, -jnp.inf) for sign in (-1, 1)])
         side, index = jnp.unravel_index(jnp.argmax(allowed), allowed.shape)
@@ -134,6 +140,36 @@ def duality_gap(
     return DualityGap(
         float(limit * discrepancy + gap), float(jnp.sqrt(variance)), float(discrepancy), float(gap), np.asarray(witness)
     )
+
+
+def outside_ball(energy: ShallowEnergy, bound: float) -> str:
+    """What keeps an energy out of the ball, in words; empty for one that is in it.
+
+    Example:
+        >>> energy = ShallowEnergy(2, key=jax.random.key(0), width=4)
+        >>> outside_ball(energy, 1.0), outside_ball(energy, 0.5)
+        ('', 'got norm 1, expected at most the bound 0.5')
+    """
+    lengths = jnp.linalg.norm(energy.directions, axis=1)
+    if not bool((jnp.abs(lengths - 1.0) <= FEASIBLE).all()):
+        return (
+            f"got features of lengths {float(lengths.min()):.4g} to {float(lengths.max()):.4g}, expected unit vectors"
+        )
+    if energy.regime == "features" and not bool((energy.weights >= 0.0).all()):
+        return f"got weights down to {float(energy.weights.min()):.4g}, expected none below zero"
+    if not float(energy.norm) <= bound * (1.0 + FEASIBLE):
+        return f"got norm {float(energy.norm):.6g}, expected at most the bound {bound:g}"
+    return ""
+
+
+def _checked_candidates(candidates: Any, energy: ShallowEnergy) -> Array:
+    if energy.regime == "lazy":
+        raise ValueError("candidates: got some in the lazy regime, where the best function is known; expected None.")
+    found = jnp.asarray(candidates, energy.directions.dtype)
+    if found.ndim != 2 or found.shape[1:] != energy.directions.shape[1:]:
+        raise ValueError(f"candidates: got shape {found.shape}, expected (n, {energy.directions.shape[1]}).")
+    check_unit_vectors("candidates", found, what="candidate")
+    return found
 
 
 def _differences(energy: ShallowEnergy, directions: Array, rows: Array, draws: Array, model: Array) -> Array:

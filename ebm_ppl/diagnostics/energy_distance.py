@@ -56,6 +56,9 @@ def energy_distance(first: Any, second: Any) -> EnergyDistance:
     x, y = (one.reshape(one.shape[0], -1).astype(jnp.result_type(one, jnp.float32)) for one in sets)
     if not all(bool(jnp.isfinite(one).all()) for one in (x, y)):
         return EnergyDistance(np.nan, np.nan)
+    # Lengths, not squares, have to fit into the numbers.
+    unit = max(float(jnp.abs(one).max()) for one in (x, y)) or 1.0
+    x, y = x / unit, y / unit
     across_x, across_y = (np.asarray(_mean_lengths(*pair), np.float64) for pair in ((x, y), (y, x)))
     within_x, within_y = (np.asarray(_mean_lengths(one, one), np.float64) * len(one) / (len(one) - 1) for one in (x, y))
     value = across_x.mean() + across_y.mean() - within_x.mean() - within_y.mean()
@@ -64,7 +67,7 @@ def energy_distance(first: Any, second: Any) -> EnergyDistance:
         (2.0 * (across - within)).var(ddof=1) / len(across)
         for across, within in ((across_x, within_x), (across_y, within_y))
     )
-    return EnergyDistance(float(value), float(np.sqrt(variance)))
+    return EnergyDistance(float(unit * value), float(unit * np.sqrt(variance)))
 
 
 @jax.jit

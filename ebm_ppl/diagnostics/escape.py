@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ebm_ppl.checks import check_potential, check_rows
+from ebm_ppl.regions import is_whole_space
 from ebm_ppl.types import Array, Key, Potential
 
-RADII = (10.0, 100.0, 1000.0)
+RADII = tuple(10.0**power for power in range(1, 7))
 """Distances at which the energy is looked at, in standard deviations of the data."""
 NUM_DIRECTIONS, NUM_DESCENTS = 256, 50
 
@@ -28,12 +29,13 @@ class Escape(NamedTuple):
 
 
 def find_escape(key: Key, potential: Potential, data: Any) -> Escape | None:
-    """Look for a direction in which the energy falls at ever larger distances, and ``exp(-U)`` so has no integral.
+    """Look for a direction in which the energy falls and falls, so that ``exp(-U)`` has no integral.
 
-    Rays go out from the mean of the data, to 10, 100 and 1,000 of its standard deviations, in random directions and
-    along its principal axes; each direction is then turned downhill at the largest distance, step by step. An energy
-    that is lower at every distance than at the one before is found out. What is not found may be there all the same: a
-    fall in a narrow cone of many dimensions, or beyond the last distance.
+    Rays go out from the mean of the data, to 10, 100 and so on up to a million of its standard deviations, in random
+    directions and along its principal axes; each direction is then turned downhill at the largest distance, step by step.
+    An energy that is lower at every distance than at the one before, or minus infinity, is found out. What is not found may
+    be there all the same: a fall in a narrow cone of many dimensions. And an energy that turns upwards only beyond a
+    million standard deviations is taken for one that falls.
 
     Args:
         key: Random key.
@@ -41,12 +43,11 @@ def find_escape(key: Key, potential: Potential, data: Any) -> Escape | None:
         data: Rows ``(row, *event)``, for where the middle is and how wide.
 
     Returns:
-        The direction of the deepest fall; ``None`` where none was found. Potentials with a support that is not all
-        space have none.
+        The direction of the deepest fall; ``None`` where none was found, and for potentials whose support is not all space.
 
     Raises:
         TypeError: rows that are not real numbers.
-        ValueError: the energy does not fit one row.
+        ValueError: the energy does not fit one row, or the rows are all alike.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -58,15 +59,21 @@ def find_escape(key: Key, potential: Potential, data: Any) -> Escape | None:
     """
     rows = check_rows("data", data)
     check_potential(potential, rows[0])
+    support = getattr(potential, "support", None)
+    if support is not None and not is_whole_space(support, rows[0]):
+        return None
     event_shape = rows.shape[1:]
     flat = rows.reshape(rows.shape[0], -1)
     centre, scale = flat.mean(axis=0), jnp.sqrt(flat.var(axis=0).mean())
+    if not float(scale) > 0.0:
+        raise ValueError(f"data: got {len(rows)} rows that are all alike, expected some that differ, for their scale.")
     axes = jnp.asarray(np.linalg.svd(np.asarray(flat - centre), full_matrices=False)[2], flat.dtype)
     random = jax.random.normal(key, (NUM_DIRECTIONS, flat.shape[1]), flat.dtype)
     directions = jnp.concatenate([axes, -axes, random / jnp.linalg.norm(random, axis=1, keepdims=True)])
     start = jax.tree.map(lambda x: jnp.asarray(x) if eqx.is_array_like(x) else x, potential)
     directions, energies = (np.asarray(x) for x in _along_rays(start, centre, scale, directions, event_shape))
-    falls = np.all(np.diff(energies, axis=1) < 0, axis=1)
+    farther = energies[:, 1:]
+    falls = np.all((farther < energies[:, :-1]) | np.isneginf(farther), axis=1)
     if not falls.any():
         return None
     deepest = int(np.argmin(np.where(falls, energies[:, -1], np.inf)))

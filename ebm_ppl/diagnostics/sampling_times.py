@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from ebm_ppl.checks import as_array, check_count, map_energy
 from ebm_ppl.diagnostics.energy_distance import energy_distance
@@ -17,8 +18,8 @@ from ebm_ppl.potentials.short_run import not_a_density
 from ebm_ppl.types import Array, Event, Kernel, Key, Potential, PyTree
 
 MAX_ROWS, BATCH = 2000, 64
-DEGRADED = 3.0
-"""Draws have changed after ``k`` where their energy distance is larger by this factor, and by as many errors."""
+CHANGED = 4.0
+"""Draws have changed after ``k`` where their energy distance has, by more than so many standard errors."""
 _FACTORS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0, 10.0, 100.0)
 
 
@@ -32,11 +33,11 @@ class SamplingTimes(NamedTuple):
             deviations over the data, ``(time,)``; infinite where draws are lost.
         moment_noise: What it would be between two such samples of one law.
         mismatch_of: The same for each array of parameters, or of statistics, by its name.
-        energy_distance: ``(time,)``, NaN where draws are lost.
+        energy_distance: ``(time,)``, NaN where draws are not finite.
         energy_distance_error: Its standard error, ``(time,)``.
         energy_gap: Mean energy of the data minus that of the draws, ``(time,)``, in nats.
         energy_gap_error: Its standard error, ``(time,)``.
-        num_lost: Draws that are not finite, ``(time,)``.
+        num_lost: Draws that are not finite, or have no finite energy, ``(time,)``.
     """
 
     num_steps: int
@@ -52,28 +53,26 @@ class SamplingTimes(NamedTuple):
 
     @property
     def best_time(self) -> int:
-        """The time with the smallest energy distance."""
-        return int(self.times[np.nanargmin(self.energy_distance)])
+        """The time with the smallest energy distance; ``k`` where every draw was lost."""
+        known = np.isfinite(self.energy_distance)
+        return int(self.times[known][np.argmin(self.energy_distance[known])]) if known.any() else self.num_steps
 
-    def _later(self) -> tuple[float, float, np.ndarray, np.ndarray]:
-        """Energy distance at ``k`` and its error, and both at the later times."""
+    def _changes(self) -> np.ndarray:
+        """How the energy distance changes from ``k`` to each later time, in standard errors; infinite for lost draws."""
         at = int(np.flatnonzero(self.times == self.num_steps)[0])
-        value, error = self.energy_distance, self.energy_distance_error
-        return max(float(value[at]), 0.0), float(error[at]), value[at + 1 :], error[at + 1 :]
+        change = self.energy_distance[at + 1 :] - self.energy_distance[at]
+        error = np.hypot(self.energy_distance_error[at + 1 :], self.energy_distance_error[at])
+        return np.where(np.isfinite(change), change / np.where(error > 0, error, np.inf), np.inf)
 
     @property
     def is_short_run(self) -> bool:
-        """Whether the draws are other ones after ``k`` steps than at ``k``: farther from the data, or lost."""
-        base, error, later, later_error = self._later()
-        is_farther = (later > DEGRADED * base) & (later - base > DEGRADED * np.hypot(later_error, error))
-        return bool(is_farther.any() or (self.num_lost[self.times > self.num_steps] > 0).any())
+        """Whether the draws are farther from the data some time after ``k`` steps than at ``k``, or lost."""
+        return bool((self._changes() > CHANGED).any())
 
     @property
     def gets_nearer(self) -> bool:
         """Whether chains that go on after ``k`` steps get nearer to the data, and never farther."""
-        base, error, later, later_error = self._later()
-        is_nearer = (base > DEGRADED * later) & (base - later > DEGRADED * np.hypot(later_error, error))
-        return bool(is_nearer.any()) and not self.is_short_run
+        return bool((self._changes() < -CHANGED).any()) and not self.is_short_run
 
     @property
     def verdict(self) -> str:
@@ -135,7 +134,8 @@ def sampling_times(
 
     Raises:
         TypeError: there is no short-run kernel.
-        ValueError: ``times`` do not increase or miss ``k``, or the rows do not fit the energy.
+        ValueError: ``times`` do not increase or miss ``k``, or the rows are fewer than two, not finite, or of another shape
+            than the draws.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro.distributions as dist, ebm_ppl as ebm
@@ -158,12 +158,9 @@ def sampling_times(
         times = sorted({max(round(factor * steps), 1) for factor in _FACTORS})
     if steps not in times:
         raise ValueError(f"times: got {list(times)}, expected {steps} among them, the steps of the kernel.")
-    rows = as_array("data", data)[:MAX_ROWS]
     num_draws = check_count("num_draws", num_draws, 2)
+    rows = _rows(as_array("data", data)[:MAX_ROWS], kernel)
     positions = draw_short_run(key, potential, num_draws, times=times, kernel=kernel)
-    if not isinstance(positions, jax.Array) or positions.shape[2:] != rows.shape[1:]:
-        shapes = jax.tree.map(lambda x: x.shape[2:], positions)
-        raise ValueError(f"data: got rows of shape {rows.shape[1:]}, expected {shapes}, that of the draws.")
     energy_data = np.asarray(map_energy(potential, rows), np.float64)
     statistics_of = _statistics(potential, statistics)
     parameters, statistic = statistics_of
@@ -182,6 +179,22 @@ def sampling_times(
         energy_distance_error=np.array([one.standard_error for one in distances]),
         **columns,
     )
+
+
+def _rows(rows: Array, kernel: Kernel) -> Array:
+    """At least two rows, finite, of the shape of the draws."""
+    func: Any = function_behind(kernel)
+    tunables = kernel.keywords if isinstance(kernel, Partial) else {}
+    start = jax.eval_shape(lambda key: func.start_positions(key, 2, **tunables), jax.random.key(0))
+    if not isinstance(start, jax.ShapeDtypeStruct) or start.shape[1:] != rows.shape[1:]:
+        shapes = jax.tree.map(lambda x: x.shape[1:], start)
+        raise ValueError(f"data: got rows of shape {rows.shape[1:]}, expected {shapes}, that of the draws.")
+    is_finite = np.isfinite(np.asarray(rows, np.float64).reshape(len(rows), rows[:1].size)).all(axis=1)
+    if len(rows) < 2 or not is_finite.all():
+        raise ValueError(
+            f"data: got {len(rows)} rows, {int((~is_finite).sum())} of them not finite, expected at least two, all finite."
+        )
+    return rows
 
 
 def _statistics(potential: Potential, statistics: Callable[[Event], PyTree] | None) -> tuple[Any, Any]:
@@ -203,7 +216,8 @@ def _at_one_time(
     draws: Array,
 ) -> dict[str, Any]:
     """What there is to say of the draws of one time, where none of them is lost."""
-    finite = np.isfinite(np.asarray(draws, np.float64).reshape(len(draws), -1)).all(axis=1)
+    energy = np.asarray(map_energy(potential, draws), np.float64)
+    finite = np.isfinite(np.asarray(draws, np.float64).reshape(len(draws), -1)).all(axis=1) & np.isfinite(energy)
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(mean)]
     if not finite.all():
         lost = {"moment_mismatch": np.inf, "mismatch_of": dict.fromkeys(names, np.inf)}
@@ -212,11 +226,13 @@ def _at_one_time(
     later = _mean(statistic, parameters, draws)
     squares, counts = [], []
     for a, b, sd in zip(*map(jax.tree.leaves, (mean, later, spread)), strict=True):
-        # What does not vary over the data, such as the weights of a unit that is never active, has no scale.
-        varies = np.asarray(sd > 1e-6 * jnp.max(sd))
-        squares.append(float((np.asarray((a - b) / jnp.where(sd > 0, sd, 1.0), np.float64)[varies] ** 2).sum()))
-        counts.append(int(varies.sum()))
-    energy = np.asarray(map_energy(potential, draws), np.float64)
+        # What does not vary over the data has no scale. Where it does not differ either, as the weights of a unit that is
+        # never active, it says nothing; else any difference is too large.
+        same = np.asarray((sd == 0) & (a == b))
+        with np.errstate(divide="ignore"):
+            ratio = np.asarray(a - b, np.float64)[~same] / np.asarray(sd, np.float64)[~same]
+        squares.append(float((ratio**2).sum()))
+        counts.append(int((~same).sum()))
     return {
         "moment_mismatch": float(np.sqrt(sum(squares) / max(sum(counts), 1))),
         "mismatch_of": {n: np.sqrt(s / max(c, 1)) for n, s, c in zip(names, squares, counts, strict=True)},

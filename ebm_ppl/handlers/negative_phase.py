@@ -101,6 +101,8 @@ class negative_phase(Policy):
         arXiv:2305.19414, for the weights of ``"tracked"``.
     """
 
+    trains_by_gradient = True
+
     def __init__(
         self,
         fn: Callable[..., Any] | None = None,

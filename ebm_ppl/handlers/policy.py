@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,9 @@ class Policy(Messenger):
         fn: A whole NumPyro model.
     """
 
+    trains_by_gradient: ClassVar[bool] = False
+    """Whether the gradient of log Z is all that it gives, from draws of whatever kernel it has."""
+
     def __init__(self, fn: Callable[..., Any] | None = None):
         super().__init__(fn)
         self._proofs: dict[Any, dict[str, SiteDependencies]] = {}
@@ -43,7 +46,7 @@ class Policy(Messenger):
         for name, site in found.items():
             if not site.is_normalized:
                 refuse_scan(name, site)
-                refuse_short_run(name, site)
+                refuse_short_run(name, site, may_train=self.trains_by_gradient)
                 self.require(name, site)
 
     def require(self, name: str, found: SiteDependencies) -> None:

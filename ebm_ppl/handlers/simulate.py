@@ -4,12 +4,18 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import jax.numpy as jnp
 import numpyro
+import numpyro.distributions as dist
 from numpyro.primitives import Messenger
 
 from ebm_ppl.chains import ChainSimulator, draws_afresh
 from ebm_ppl.checks import check_count
-from ebm_ppl.distributions import Simulator, find_ebms, map_ebms
+from ebm_ppl.distributions import EBM, Simulator, find_ebms, map_ebms
+from ebm_ppl.potentials import find_short_runs
+from ebm_ppl.potentials.short_run import not_a_density
+from ebm_ppl.regions import is_whole_space
+from ebm_ppl.training.state import is_same_kernel
 from ebm_ppl.types import Array, Kernel
 
 
@@ -32,7 +38,8 @@ class simulate(Messenger):
 
     Raises:
         TypeError: neither or both of ``kernel`` and ``sampler`` were given.
-        ValueError: too small a ``num_steps``, or (when drawn from) a kernel that weights its chains.
+        ValueError: too small a ``num_steps``; when drawn from, a kernel that weights its chains, or one that is not that of
+            an energy of short runs.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, ebm_ppl as ebm
@@ -68,9 +75,30 @@ class simulate(Messenger):
         if msg["type"] == "sample" and find_ebms(msg["fn"]):
             self._names[id(msg)] = msg["name"]
             msg["fn"] = map_ebms(
-                lambda ebm: ebm if ebm.sampler is not None else ebm.with_sampler(self._simulator(id(msg))),
+                lambda ebm: (
+                    ebm
+                    if ebm.sampler is not None
+                    else self._checked(msg["name"], ebm).with_sampler(self._simulator(id(msg)))
+                ),
                 msg["fn"],
             )
+
+    def _checked(self, name: str, ebm: EBM) -> EBM:
+        """An energy of short runs is drawn by those runs, in the space where they were trained."""
+        runs = find_short_runs(ebm.potential)
+        if runs and not (
+            self._kernel is not None
+            and is_same_kernel(runs[0].sampler, self._kernel)
+            and self._num_steps == 1
+            and isinstance(ebm.base, dist.ImproperUniform)
+            and is_whole_space(ebm.support, jnp.zeros(ebm.event_shape))
+        ):
+            raise ValueError(
+                f"site '{name}': {not_a_density(runs[0].num_steps)}, whose draws are those of its own runs: expected "
+                "kernel=potential.sampler and num_steps=1, and the site ebm.EBM(potential, dist.ImproperUniform(support, "
+                "(), event_shape)) on the whole space (the energy has its base inside)."
+            )
+        return ebm
 
     def _simulator(self, site: int) -> Simulator:
         if self._kernel is None:

@@ -22,8 +22,8 @@ from ebm_ppl.kernels.scaled_langevin import (
 from ebm_ppl.partials import function_behind
 from ebm_ppl.proposals import can_sample, sample_and_log_prob
 from ebm_ppl.types import (
-    Annotated,
     Array,
+    ConfinedKernel,
     DiscreteKernel,
     Info,
     Kernel,
@@ -32,6 +32,7 @@ from ebm_ppl.types import (
     PyTree,
     TemperedKernel,
     WeightedPopulation,
+    WithSampler,
 )
 
 Start = Callable[[Key, int], PyTree]
@@ -80,7 +81,8 @@ def short_run(
 
     Raises:
         TypeError: ``init`` is neither callable nor a distribution, ``num_steps`` is not a whole number, ``kernel`` does
-            not move chains from where they are, both a kernel and arguments of Langevin are given, or neither.
+            not move chains from where they are or moves them on a surface, both a kernel and arguments of Langevin are
+            given, or neither.
         ValueError: a number is not finite and positive, both ``noise_scale`` and ``temperature`` are given, the kernel
             weights its chains, or the start has other events than the chains.
 
@@ -129,7 +131,13 @@ def _inner(kernel: Kernel | None, step_size: Any, noise_scale: Any, temperature:
     named = [name for name, value in given.items() if value is not None]
     if named:
         raise TypeError(f"{named[0]}: got one together with a kernel, which has its own, expected None.")
-    return check_markov_kernel("kernel", kernel)
+    check_markov_kernel("kernel", kernel)
+    func = function_behind(kernel)
+    if isinstance(func, ConfinedKernel):
+        raise TypeError("kernel: got one whose chains live on a surface, expected one of free space, such as langevin.")
+    if getattr(func, "antithetic", False):
+        raise ValueError("kernel: got one with antithetic noise, expected independent chains: each run is a draw.")
+    return kernel
 
 
 @dataclass(frozen=True)
@@ -152,13 +160,16 @@ class _ShortRun:
 
         def step(rng_key: Key, state: Any) -> tuple[Any, Info]:
             start_key, run_key = jax.random.split(rng_key)
-            fresh = _like_chains(
-                self._fresh(start_key, jax.tree.leaves(state.position)[0].shape[0], init), state.position
-            )
+            num_chains = jax.tree.leaves(state.position)[0].shape[0]
+            fresh = _like_chains(self._fresh(start_key, num_chains, init), state.position)
             position, info = self._run(run_key, potential, fresh, tunables)
             return LangevinState(position), info
 
         return SamplingAlgorithm(begin, step)
+
+    def start_positions(self, rng_key: Key, num_chains: int, *, init: Any = None, **tunables: Any) -> PyTree:
+        """Where the runs of one kernel step with this key start."""
+        return self._fresh(jax.random.split(rng_key)[0], num_chains, init)
 
     def positions_at(
         self,
@@ -184,12 +195,17 @@ class _ShortRun:
 
     def _fresh(self, key: Key, num_chains: int, init: Any) -> PyTree:
         if self.start is not None:
-            return self.start(key, num_chains)
-        return sample_and_log_prob(init, key, num_chains)[0] if can_sample(init) else init(key, num_chains)
+            fresh = self.start(key, num_chains)
+        else:
+            fresh = sample_and_log_prob(init, key, num_chains)[0] if can_sample(init) else init(key, num_chains)
+        counts = sorted({jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(fresh)})
+        if counts != [(num_chains,)]:
+            raise ValueError(f"init: gave {counts} positions, expected {num_chains}, one for each chain.")
+        return fresh
 
     def _steps(self, run_key: Key, potential: Potential, fresh: PyTree, tunables: dict[str, Any]) -> tuple[Any, Any]:
         """The first state, and a step from it, its randomness a function of ``run_key`` and the time alone."""
-        potential = potential.plain if isinstance(potential, Annotated) else potential
+        potential = potential.plain if isinstance(potential, WithSampler) else potential
         if self._is_plain_langevin(tunables):
 
             def drift(time: Array, state: LangevinState) -> tuple[LangevinState, None]:
@@ -223,7 +239,7 @@ class _DiscreteShortRun(_ShortRun):
     def check_position(self, potential: Potential, position: PyTree) -> None:
         """Raise where the chains are not in the coding of the potential."""
         assert isinstance(self.func, DiscreteKernel)  # the constructor saw to it
-        self.func.check_position(potential.plain if isinstance(potential, Annotated) else potential, position)
+        self.func.check_position(potential.plain if isinstance(potential, WithSampler) else potential, position)
 
 
 def _like_chains(fresh: PyTree, like: PyTree) -> PyTree:

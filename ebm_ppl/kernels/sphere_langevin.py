@@ -9,7 +9,7 @@ import numpy as np
 from blackjax.base import SamplingAlgorithm
 from jax.tree_util import Partial
 
-from ebm_ppl.checks import is_traced
+from ebm_ppl.checks import check_unit_vectors
 from ebm_ppl.kernels.scaled_langevin import (
     LangevinState,
     langevin_info,
@@ -18,9 +18,6 @@ from ebm_ppl.kernels.scaled_langevin import (
     take_langevin_step,
 )
 from ebm_ppl.types import Array, Info, Kernel, Key, Potential, PyTree
-
-OFF_SPHERE = 1e-3
-"""How far from one the length of a chain's vector may be."""
 
 
 def sphere_langevin(
@@ -74,19 +71,7 @@ class _SphereLangevin:
 
     def check_space(self, potential: Potential | None, position: PyTree) -> None:
         """Raise where the chains are not unit vectors, or the potential is not one of the sphere."""
-        if not isinstance(position, jnp.ndarray | np.ndarray) or position.ndim != 2 or position.shape[1] < 2:
-            shapes = getattr(position, "shape", type(position).__name__)
-            raise ValueError(f"position: sphere_langevin got {shapes}, expected unit vectors, (chain, d) with d >= 2.")
-        if not is_traced(position):
-            length = np.linalg.norm(np.asarray(position, np.float64), axis=1)
-            bad = ~(np.abs(length - 1.0) <= OFF_SPHERE)
-            if bad.any():
-                first = int(np.argmax(bad))
-                raise ValueError(
-                    f"position: sphere_langevin got {int(bad.sum())} of {len(length)} chains that are not unit "
-                    f"vectors, the first at index {first} (length {length[first]:.4g}); expected |x| = 1. Divide them "
-                    "by their lengths."
-                )
+        check_unit_vectors("position", position, what="chain")
         support = getattr(potential, "support", None)
         if support is not None and not _is_sphere(support, position.shape[1]):
             raise ValueError(
@@ -100,6 +85,8 @@ class _SphereLangevin:
 
         def step(rng_key: Key, state: Any) -> tuple[Any, Info]:
             moved = take_langevin_step(rng_key, potential, state.position, tunables, antithetic=self.antithetic)
+            # Scaled first, so that the square of a long step is a number.
+            moved = moved / jnp.max(jnp.abs(moved), axis=-1, keepdims=True)
             position = moved / jnp.linalg.norm(moved, axis=-1, keepdims=True)
             return LangevinState(position), langevin_info(potential, position, 1)
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from ebm_ppl.checks import check_count, check_probability
 from ebm_ppl.info import moved, step_info
+from ebm_ppl.partials import function_behind
 from ebm_ppl.replay import gather_chains, restart, scatter_chains
 from ebm_ppl.sampling import advance, chains_at, draw
 from ebm_ppl.types import Array, Batch, Info, Key, Metrics, Potential, PyTree, SamplerState, Scalar
@@ -120,7 +121,8 @@ def persistent_contrastive_divergence(
         restart_probability: Probability in [0, 1] with which each moved chain first restarts.
         restart_age: Chains that are so many kernel steps old restart too: every ``P`` updates with ``P num_steps``.
         restart_from: Where restarts come from, a function ``(key, num_chains) -> positions``, or ``"batch"``: chain ``i``
-            starts at row ``i`` modulo the number of rows. Needed where chains restart.
+            starts at row ``i`` modulo the number of rows, and with antithetic noise both of a pair at one row. Needed
+            where chains restart.
         all_states: Negatives are all ``num_steps`` states that each chain passes through, not only the last. They are
             less noisy where neighbouring states differ, and lag further behind the energy. Memory grows by a factor of
             ``num_steps``: all states are kept, and the energy and its gradient are evaluated at each of them.
@@ -187,7 +189,11 @@ def _fresh_starts(key: Key, source: Restart | Literal["batch"], batch: Batch, ch
             )
         return source(key, chains.num_chains)
     num_rows = jax.tree.leaves(batch)[0].shape[0]
-    index = jnp.arange(chains.num_chains) % num_rows
+    # Chains whose noise comes in pairs, one in each half, go to one row together.
+    period = (
+        chains.num_chains // 2 if getattr(function_behind(chains.kernel), "antithetic", False) else chains.num_chains
+    )
+    index = jnp.arange(chains.num_chains) % period % num_rows
     return jax.tree.map(lambda rows: rows[index], rows_like_chains(batch, chains))
 
 

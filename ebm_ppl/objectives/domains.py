@@ -1,6 +1,6 @@
 """What a sampler-free loss on continuous events takes: floating rows, and a potential on a domain that it is right for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import jax
@@ -95,16 +95,16 @@ def check_whole_space(loss: str, potential: Callable[..., Scalar], flat: FlatRow
         )
 
 
-KINKED = frozenset({"relu", "relu6", "leaky_relu", "hard_tanh", "hard_sigmoid", "hard_silu"})
-"""Activations of ``jax.nn`` whose slope jumps."""
+KINKED = frozenset({"relu", "relu6", "leaky_relu", "selu", "hard_tanh", "hard_sigmoid", "hard_silu", "sparse_sigmoid"})
+"""Activations of ``jax.nn`` whose slope jumps, as they are called by default."""
 
 
 def check_twice_differentiable(loss: str, flat: FlatRows) -> None:
     """The energy must not have ReLU units: their curvature sits at the kinks, where autodiff sees none.
 
-    With ReLU features ``Lap relu(z . x)`` is a delta function at ``z . x = 0``. Autodiff drops it, and what is left of
-    the loss has another minimum. Activations of ``jax.nn`` are told by their names; a ``jnp.maximum`` of one's own is
-    not.
+    With ReLU features ``Lap relu(z . x)`` is a delta function at ``z . x = 0``. Autodiff drops it, and what is left of the
+    loss has another minimum. Activations of ``jax.nn`` are told by their names, where they are given what depends on the
+    event; a ``jnp.maximum`` is not seen, which is also what to write for a kink that does no harm.
 
     Args:
         loss: Name of the loss, for errors.
@@ -121,23 +121,36 @@ def check_twice_differentiable(loss: str, flat: FlatRows) -> None:
         ...
         ValueError: potential: score_matching got one with relu units...
     """
-    found = sorted(KINKED & _names_of_calls(jax.make_jaxpr(flat.energy)(flat.rows[0]).jaxpr))
+    program = jax.make_jaxpr(flat.energy)(flat.rows[0]).jaxpr
+    found = sorted(_kinks_reached(program, [True] * len(program.invars))[0])
     if found:
         raise ValueError(
-            f"potential: {loss} got one with {found[0]} units, expected a twice differentiable energy: second "
-            "derivatives miss the curvature at the kinks, and the loss has another minimum. Use jax.nn.silu or "
-            "jax.nn.softplus, or a loss without second derivatives: denoising_score_matching, or "
-            "contrastive_divergence with one small step, which is score matching of the smoothed energy."
+            f"potential: {loss} got one with {found[0]} units, expected a twice differentiable energy: second derivatives "
+            "miss the curvature at the kinks, and the loss has another minimum. Use jax.nn.silu or jax.nn.softplus, or a "
+            "loss without second derivatives: denoising_score_matching, or contrastive_divergence with one small step, which is "
+            "score matching of the smoothed energy."
         )
 
 
-def _names_of_calls(jaxpr: Any) -> set[str]:
-    """Names of the functions that a program calls."""
-    names = set()
-    for equation in jaxpr.eqns:
-        names.add(str(equation.params.get("name", "")))
+def _kinks_reached(program: Any, depends: list[bool]) -> tuple[set[str], list[bool]]:
+    """Which of the names a program calls with what depends on the event, and which of its outputs depend on it."""
+    reached = {variable for variable, does in zip(program.invars, depends, strict=True) if does}
+    names: set[str] = set()
+    for equation in program.eqns:
+        inputs = [isinstance(atom, Hashable) and atom in reached for atom in equation.invars]
+        outputs = [any(inputs)] * len(equation.outvars)
+        name = str(equation.params.get("name", ""))
+        if name in KINKED and any(inputs):
+            names.add(name)
         for value in equation.params.values():
             inner = getattr(value, "jaxpr", value if hasattr(value, "eqns") else None)
-            if inner is not None:
-                names |= _names_of_calls(inner)
-    return names
+            if inner is None or name in KINKED:
+                continue
+            # A loop or a branch takes other arguments than its equation: there everything may depend on anything.
+            is_call = len(inner.invars) == len(inputs)
+            found, inner_outputs = _kinks_reached(inner, inputs if is_call else [any(inputs)] * len(inner.invars))
+            names |= found
+            if is_call and len(inner_outputs) == len(outputs):
+                outputs = inner_outputs
+        reached |= {variable for variable, does in zip(equation.outvars, outputs, strict=True) if does}
+    return names, [isinstance(atom, Hashable) and atom in reached for atom in program.outvars]

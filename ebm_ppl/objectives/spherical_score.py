@@ -2,14 +2,11 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from ebm_ppl.checks import is_traced
+from ebm_ppl.checks import check_unit_vectors
 from ebm_ppl.objectives.domains import check_twice_differentiable, flat_rows
 from ebm_ppl.objectives.score import hessian_diagonal
 from ebm_ppl.types import Array, Batch, Key, Potential, Scalar
-
-OFF_SPHERE = 1e-3
 
 
 def spherical_score_matching(potential: Potential, batch: Batch, key: Key) -> Scalar:
@@ -23,7 +20,8 @@ def spherical_score_matching(potential: Potential, batch: Batch, key: Key) -> Sc
 
     Args:
         potential: Energy of one event ``(d,)``, twice differentiable on a neighbourhood of the sphere.
-        batch: Rows ``(row, d)`` of unit vectors.
+        batch: Rows ``(row, d)`` of unit vectors, which is checked where they are concrete. In :func:`ebm_ppl.fit` an
+            energy whose support is the sphere sees to it: ``tilt(energy, ImproperUniform(constraints.sphere, (), (d,)))``.
         key: Not used; losses take one.
 
     Returns:
@@ -44,7 +42,7 @@ def spherical_score_matching(potential: Potential, batch: Batch, key: Key) -> Sc
     """
     flat = flat_rows("spherical_score_matching", potential, batch)
     check_twice_differentiable("spherical_score_matching", flat)
-    _check_unit_vectors(flat.rows)
+    check_unit_vectors("batch", batch)
     gradient = jax.grad(flat.energy)
 
     def row_loss(x: Array) -> Scalar:
@@ -55,16 +53,3 @@ def spherical_score_matching(potential: Potential, batch: Batch, key: Key) -> Sc
         return 0.5 * jnp.sum(tangent**2) - laplacian
 
     return jax.vmap(row_loss)(flat.rows).mean()
-
-
-def _check_unit_vectors(rows: Array) -> None:
-    if is_traced(rows):
-        return
-    length = np.linalg.norm(np.asarray(rows, np.float64), axis=1)
-    bad = np.abs(length - 1.0) > OFF_SPHERE
-    if bad.any():
-        first = int(np.argmax(bad))
-        raise ValueError(
-            f"batch: got {int(bad.sum())} of {len(length)} rows that are not unit vectors, the first at index {first} "
-            f"(length {length[first]:.4g}); expected |x| = 1. Divide them by their lengths, or use score_matching."
-        )

@@ -44,12 +44,12 @@ def sampling_times(found: SamplingTimes) -> Figure:
         distance.errorbar(
             times, found.energy_distance, 2.0 * found.energy_distance_error, marker="o", color=COLOURS[1], capsize=3
         )
-        distance.set_yscale("symlog", linthresh=_decade(float(np.nanmin(found.energy_distance_error))))
+        distance.set_yscale("symlog", linthresh=_decade(_least(found.energy_distance_error)))
         distance.axhline(0.0, color="0.4", linestyle=":")
         distance.set_ylabel("energy distance\nto the data")
         gap.errorbar(times, found.energy_gap, 2.0 * found.energy_gap_error, marker="o", color=COLOURS[2], capsize=3)
         gap.axhline(0.0, color="0.4", linestyle=":")
-        gap.set_yscale("symlog", linthresh=_decade(2.0 * float(np.nanmedian(found.energy_gap_error))))
+        gap.set_yscale("symlog", linthresh=_decade(2.0 * _least(found.energy_gap_error)))
         gap.set_ylabel("energy of data\nless of draws (nats)")
         gap.set_xlabel("steps")
         gap.set_xscale("log")
@@ -59,6 +59,11 @@ def sampling_times(found: SamplingTimes) -> Figure:
         mismatch.legend(loc="best")
         figure.suptitle(found.verdict)
     return figure
+
+
+def _least(errors: np.ndarray) -> float:
+    known = errors[np.isfinite(errors)]
+    return float(known.min()) if known.size else 1.0
 
 
 def _decade(value: float) -> float:

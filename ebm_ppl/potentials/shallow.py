@@ -43,8 +43,8 @@ class ShallowEnergy(eqx.Module):
         width: ``m``.
         regime: See above.
         domain: See above.
-        signs: ``"balanced"`` (half of them -1), ``"negative"``, or an array ``(m,)`` of -1 and 1. The lazy regime has
-            all 1.
+        signs: ``"balanced"`` (half of them -1; also for ``None``), ``"negative"``, or an array ``(m,)`` of -1 and 1. Not
+            for the lazy regime, which has all 1.
         scale: Weights at the start; 1 for features, 0 for the lazy regime, when ``None``.
         activation: ``s``.
 
@@ -82,7 +82,7 @@ class ShallowEnergy(eqx.Module):
         width: int = 64,
         regime: Regime = "features",
         domain: Domain = "sphere",
-        signs: Any = "balanced",
+        signs: Any = None,
         scale: float | None = None,
         activation: Callable[[Array], Array] = jax.nn.relu,
     ):
@@ -90,6 +90,8 @@ class ShallowEnergy(eqx.Module):
             if value not in get_args(options):
                 raise ValueError(f"{name}: got {value!r}, expected one of {list(get_args(options))}.")
         is_lazy = regime == "lazy"
+        if is_lazy and signs is not None:
+            raise ValueError(f"signs: got {signs!r} in the lazy regime, whose weights have any sign; expected None.")
         size, width = check_count("event_size", event_size), check_count("width", width)
         directions = jax.random.normal(key, (width, size + (domain == "euclidean")))
         directions = directions / jnp.linalg.norm(directions, axis=1, keepdims=True)
@@ -100,7 +102,8 @@ class ShallowEnergy(eqx.Module):
                 f"scale: got {scale}, expected a number > 0: weights that move by factors never leave zero."
             )
         self.weights = jnp.full(width, scale, directions.dtype)
-        self.signs = Fixed(jnp.asarray(_signs("positive" if is_lazy else signs, width), self.weights.dtype))
+        pattern = "positive" if is_lazy else "balanced" if signs is None else signs
+        self.signs = Fixed(jnp.asarray(_signs(pattern, width), self.weights.dtype))
         self.event_shape, self.regime, self.domain, self.activation = (size,), regime, domain, activation
 
     @property
@@ -115,6 +118,7 @@ class ShallowEnergy(eqx.Module):
 
     def units(self, event: Array, directions: Array | None = None) -> Array:
         """``s(z . x)`` of one event, ``(m,)``; or at other unit vectors ``(n, d)``, those of features."""
+        event = jnp.asarray(event)
         if event.shape != self.event_shape:
             raise ValueError(f"event: got shape {event.shape}, expected {self.event_shape}.")
         inputs = jnp.append(event, 1.0) if self.domain == "euclidean" else event
@@ -130,7 +134,7 @@ class ShallowEnergy(eqx.Module):
 def _signs(signs: Any, width: int) -> np.ndarray:
     if isinstance(signs, str):
         patterns = {"balanced": np.arange(width) % 2 * 2 - 1, "negative": -np.ones(width), "positive": np.ones(width)}
-        if signs not in ("balanced", "negative", "positive"):
+        if signs not in patterns:
             raise ValueError(f"signs: got {signs!r}, expected 'balanced', 'negative', or an array of -1 and 1.")
         return patterns[signs]
     signs = np.asarray(signs)

@@ -1,5 +1,8 @@
 """An energy that was trained by short runs, together with the sampler that it belongs to."""
 
+import functools
+import inspect
+import types
 from typing import Any
 
 import equinox as eqx
@@ -93,14 +96,37 @@ def not_a_density(num_steps: int) -> str:
 
 
 def find_short_runs(tree: PyTree) -> list[ShortRun]:
-    """All energies of short runs among the parts of a pytree, such as a sum of potentials.
+    """All energies of short runs among the parts of a pytree, such as a sum of potentials, and of functions around them.
+
+    Bound methods, partial functions, wrappers and closures are looked into, a few levels deep. What a function finds in
+    other ways, such as in a list, is not seen.
 
     Example:
         >>> import numpyro.distributions as dist, ebm_ppl as ebm
         >>> kernel = ebm.kernels.short_run(10, dist.Normal(0.0, 1.0), step_size=0.1)
         >>> model = ebm.potentials.temper(ShortRun(lambda x: x**2, kernel), 2.0)
-        >>> len(find_short_runs(model)), find_short_runs(abs)
-        (1, [])
+        >>> len(find_short_runs(model)), len(find_short_runs(lambda x: model(x))), find_short_runs(abs)
+        (1, 1, [])
     """
+    return _found(tree, 3)
+
+
+def _found(tree: PyTree, depth: int) -> list[ShortRun]:
     leaves = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, ShortRun))
-    return [leaf for leaf in leaves if isinstance(leaf, ShortRun)]
+    found = [leaf for leaf in leaves if isinstance(leaf, ShortRun)]
+    functions = [leaf for leaf in [*leaves, function_behind(tree)] if callable(leaf) and not isinstance(leaf, ShortRun)]
+    for function in functions if depth else ():
+        for part in _parts_of(function):
+            found += [run for run in _found(part, depth - 1) if run not in found]
+    return found
+
+
+def _parts_of(function: Any) -> list[Any]:
+    """What a function holds: the object of a method, the function of a partial or a wrapper, and what it closes over."""
+    if isinstance(function, functools.partial):
+        return [function.func, *function.args, *function.keywords.values()]
+    parts = [getattr(function, name, None) for name in ("__self__", "__wrapped__")]
+    if isinstance(function, types.FunctionType):
+        held = inspect.getclosurevars(function)
+        parts += [*held.nonlocals.values(), *held.globals.values()]
+    return [part for part in parts if part is not None and not isinstance(part, types.ModuleType | type)]

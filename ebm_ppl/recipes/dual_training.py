@@ -10,14 +10,24 @@ import numpyro.distributions as dist
 import optax
 from numpyro.distributions import constraints
 
-from ebm_ppl.checks import check_count, check_positive, check_probability, check_rows, map_energy
+from ebm_ppl.checks import (
+    check_count,
+    check_not_negative,
+    check_positive,
+    check_probability,
+    check_rows,
+    check_unit_vectors,
+    map_energy,
+)
 from ebm_ppl.diagnostics import duality_gap
+from ebm_ppl.diagnostics.duality import outside_ball
 from ebm_ppl.kernels import langevin, sphere_langevin
 from ebm_ppl.objectives import persistent_contrastive_divergence
 from ebm_ppl.optimizers import measure_descent
 from ebm_ppl.potentials import ShallowEnergy, tilt
 from ebm_ppl.potentials.shallow import Domain, Regime
-from ebm_ppl.regions import describe_region, is_whole_space
+from ebm_ppl.proposals import can_sample
+from ebm_ppl.regions import check_base
 from ebm_ppl.sampling import init_sampler
 from ebm_ppl.training import TrainState, fit, init_train
 from ebm_ppl.training.state import check_optimizer
@@ -94,7 +104,7 @@ def dual_training(
         The state, whose potential is the energy with its base, and the history of :func:`ebm_ppl.fit` with, at every
         report, ``evaluation_norm`` and ``evaluation_duality_gap`` with its ``_error``:
         :func:`ebm_ppl.diagnostics.duality_gap`, the draws of the model being weighted ones of the base. Where the model
-        is far from the base the error is large.
+        is far from the base the error is large; where an ``optimizer`` has left the ball there is no gap, and NaN.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -120,6 +130,7 @@ def dual_training(
         raise ValueError(f"data: got shape {data.shape}, expected (row, d).")
     limit, size = float(check_positive("bound", bound)), float(check_positive("step_size", step_size))
     check_probability("restart_probability", restart_probability)
+    restart_probability = float(restart_probability)
     if restart_every is not None and restart_probability != 0.0:
         raise ValueError(
             f"restart_every: got {restart_every} with restart_probability {restart_probability}, expected one."
@@ -129,16 +140,21 @@ def dual_training(
         network = ShallowEnergy(data.shape[1], key=net_key, width=width, regime=regime, domain=domain)
     elif not isinstance(network, ShallowEnergy):
         raise TypeError(f"network: got {type(network).__name__}, expected an ebm_ppl.potentials.ShallowEnergy.")
+    elif (width, regime, domain) != (64, "features", "sphere"):
+        raise ValueError("width, regime, domain: got one of them together with a network, which has its own.")
     if network.event_shape != data.shape[1:]:
         raise ValueError(
             f"network: got one of events {network.event_shape}, expected those of the rows, {data.shape[1:]}."
         )
+    if network.domain == "sphere":
+        check_unit_vectors("data", data)
+        data = data / jnp.linalg.norm(data, axis=1, keepdims=True)  # to rounding
     share = restart_probability if restart_every is None else 1.0 / check_count("restart_every", restart_every)
     if optimizer is None:
         rate = (0.5 if network.regime == "lazy" else 0.04) * (1.0 + 0.1 * share / size)
-        weight_rate = rate if weight_rate is None else weight_rate
+        weight_rate = rate if weight_rate is None else float(check_positive("weight_rate", weight_rate))
         if network.regime == "features":
-            feature_rate = rate if feature_rate is None else feature_rate
+            feature_rate = rate if feature_rate is None else float(check_not_negative("feature_rate", feature_rate))
         elif feature_rate is not None:
             raise ValueError(
                 f"feature_rate: got {feature_rate} in the lazy regime, whose features stay; expected None."
@@ -150,7 +166,7 @@ def dual_training(
     # Pairs share a row only where every row has an even number of particles.
     kernel = (sphere_langevin if network.domain == "sphere" else langevin)(step_size, antithetic=num_copies % 2 == 0)
     base = _base(network, data, base)
-    watched = data[:: max(len(data) // _WATCHED, 1)], _base_draws(watch_key, network, base, data)
+    watched = data[:: -(-len(data) // _WATCHED)], _base_draws(watch_key, network, base, data)
     sampler = init_sampler(jnp.tile(data, (num_copies, 1)), kernel)
     objective = functools.partial(
         persistent_contrastive_divergence,
@@ -190,14 +206,15 @@ def _base(network: ShallowEnergy, data: Array, base: Any) -> Any:
     if network.domain == "sphere":
         if base is not None:
             raise ValueError(f"base: got {type(base).__name__} on the sphere, where it is uniform, expected None.")
-        sphere = dist.ImproperUniform(constraints.sphere, (), data.shape[1:])
-        check_rows("data", data, support=sphere.support)
-        return sphere
+        return dist.ImproperUniform(constraints.sphere, (), data.shape[1:])
     if base is None:
         scale = check_positive("the largest standard deviation of the data", data.std(axis=0).max())
         return dist.Normal(data.mean(axis=0), scale).to_event(1)
-    if not is_whole_space(base.support, data[0]):
-        raise ValueError(f"base: got one on {describe_region(base.support)}, expected one on the whole space.")
+    check_base(base, data[0])
+    if not can_sample(base):
+        raise ValueError(
+            f"base: got {type(base).__name__}, which cannot be sampled, expected a normalised distribution."
+        )
     return base
 
 
@@ -207,8 +224,9 @@ def _watched(evaluate: Evaluate | None, rows: Array, draws: Array, bound: float,
     The particles are not asked: where they restart at data they are near them whatever the energy says.
     """
     energy: Any = state.potential.potential
-    norm = float(energy.norm)
-    # An optimizer of the caller's own may leave the ball; the gap is then that of the smallest ball that holds the energy.
-    gap = duality_gap(energy, rows, draws, bound=max(bound, norm), log_weight=-map_energy(energy, draws))
-    found = {"norm": norm, "duality_gap": gap.value, "duality_gap_error": gap.standard_error}
-    return {**found, **named_numbers(evaluate, state)}
+    gap, error = np.nan, np.nan
+    if not outside_ball(energy, bound):  # as an optimizer of the caller's own may be
+        found = duality_gap(energy, rows, draws, bound=bound, log_weight=-map_energy(energy, draws), num_ascents=40)
+        gap, error = found.value, found.standard_error
+    watched = {"norm": float(energy.norm), "duality_gap": gap, "duality_gap_error": error}
+    return {**watched, **named_numbers(evaluate, state)}

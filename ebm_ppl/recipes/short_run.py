@@ -20,7 +20,7 @@ from ebm_ppl.kernels.discrete import check_chains
 from ebm_ppl.objectives import contrastive_divergence, persistent_contrastive_divergence
 from ebm_ppl.potentials import MLP, ShortRun, tilt
 from ebm_ppl.potentials.short_run import not_a_density
-from ebm_ppl.regions import describe_region, is_whole_space
+from ebm_ppl.regions import check_base
 from ebm_ppl.sampling import init_sampler, is_discrete_kernel
 from ebm_ppl.training import TrainState, fit, init_train
 from ebm_ppl.training.state import check_optimizer
@@ -127,7 +127,7 @@ def short_run(
     num_chains = batch_size if num_chains is None else check_count("num_chains", num_chains)
 
     run = short_run_kernel(num_steps, init, kernel=kernel)
-    noise = draw_short_run(init_key, potential, num_chains, times=(0,), kernel=run)[0]
+    chains = draw_short_run(init_key, potential, num_chains, times=(0,), kernel=run)[0]
     if start == "noise":
         potential, objective = (
             ShortRun(potential, run),
@@ -136,7 +136,7 @@ def short_run(
     else:
         kind = contrastive_divergence if start == "data" else persistent_contrastive_divergence
         objective = functools.partial(kind, num_steps=num_steps)
-    sampler = init_sampler(noise, run if start == "noise" else kernel)
+    sampler = init_sampler(chains, run if start == "noise" else kernel)
     state, history = fit(
         fit_key,
         init_train(potential, optimizer, sampler),
@@ -173,8 +173,8 @@ def _continuous(key: Key, data: Any, network: Any, base: Any, init: Any) -> tupl
     if base is None:
         scale = check_positive("the largest standard deviation of the data", rows.std(axis=0).max())
         base = dist.Normal(rows.mean(axis=0), scale).to_event(rows.ndim - 1)
-    elif not is_whole_space(base.support, rows[0]):
-        raise ValueError(f"base: got one on {describe_region(base.support)}, expected one on the whole space.")
+    else:
+        check_base(base, rows[0])
     if init is None:
         if isinstance(base, dist.ImproperUniform):
             raise ValueError(

@@ -21,7 +21,7 @@ from ebm_ppl.partials import comparable
 from ebm_ppl.training.batches import Batches
 from ebm_ppl.training.health import is_finite, is_healthy, training_failure, unhealthy, warn_of_new
 from ebm_ppl.training.inputs import check_acceptance_can_be_followed, check_players, chunks_of
-from ebm_ppl.training.state import TrainState
+from ebm_ppl.training.state import TrainState, check_short_runs
 from ebm_ppl.training.step import train_step
 from ebm_ppl.training.stopping import BestSoFar, EarlyStopping, Evaluate, evaluated
 from ebm_ppl.types import Array, Key, Metrics, Objective, PyTree
@@ -116,6 +116,7 @@ def fit(
         raise ValueError("key: got None with a state that was never trained, expected a random key.")
     check_players(state, optimizer, sampler_objective, sampler_optimizer)
     chunks = chunks_of(state, data, batch_size, num_steps, report_every)
+    check_short_runs(state.potential, state.sampler, is_moved=target_acceptance is not None)
     if target_acceptance is not None:
         check_acceptance_can_be_followed(key, state, target_acceptance)
 

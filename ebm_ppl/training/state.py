@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ebm_ppl.checks import check_finite_energy, check_potential, check_precision
-from ebm_ppl.potentials import trainable
+from ebm_ppl.checks import check_finite_energy, check_potential, check_precision, is_traced
+from ebm_ppl.potentials import find_short_runs, trainable
 from ebm_ppl.types import Array, Key, Potential, PyTree
 
 
@@ -88,7 +88,8 @@ def init_train(
     Raises:
         TypeError: ``potential`` is not callable, has 64-bit parameters in a 32-bit session, or an optimizer is not one.
         ValueError: the potential or, with a ``sampler_optimizer``, the sampler has nothing to train; the potential does
-            not fit the sampler's events; ``average_decay`` is not in [0, 1).
+            not fit the sampler's events, or is that of short runs and the sampler another one; ``average_decay`` is not in
+            [0, 1).
         NonFiniteEnergyError: the energy is not finite at the starting chains.
 
     Example:
@@ -107,10 +108,12 @@ def init_train(
             "potential: has no trainable parameters, expected a callable pytree with floating arrays: an equinox.Module "
             "or jax.tree_util.Partial(function, parameters). Parameters captured in a closure cannot be trained."
         )
+    check_short_runs(potential, sampler)
     if sampler is not None:
         check_energy("potential", potential, sampler.position, what="chain")
     sampler_optimizer_state = None
     if sampler_optimizer is not None:
+        check_short_runs(potential, sampler, is_moved=True)
         check_optimizer("sampler_optimizer", sampler_optimizer)
         if sampler is None or not jax.tree.leaves(eqx.filter(sampler.kernel, trainable(sampler.kernel))):
             raise ValueError(
@@ -124,6 +127,38 @@ def init_train(
         average = Average(jnp.asarray(average_decay, float), parameters)
     start = optimizer.init(parameters)
     return TrainState(potential, sampler, start, jnp.zeros((), jnp.int32), None, sampler_optimizer_state, average)
+
+
+def check_short_runs(potential: Potential, sampler: Any, *, is_moved: bool = False) -> None:
+    """An energy of short runs is trained by those runs, and they stay as they are.
+
+    Args:
+        potential: The potential; of others than :class:`ebm_ppl.potentials.ShortRun` nothing is asked.
+        sampler: A sampler state or ``None``.
+        is_moved: Whether training changes the tunables of the sampler's kernel.
+
+    Raises:
+        ValueError: the sampler has another kernel, or one that training changes.
+    """
+    for run in find_short_runs(potential):
+        if sampler is not None and not is_same_kernel(run.sampler, sampler.kernel):
+            raise ValueError(
+                f"sampler: its kernel is not the {run.num_steps}-step run of the potential, expected a sampler of "
+                "potential.sampler; for other chains pass potential.plain."
+            )
+        if is_moved:
+            raise ValueError(
+                "potential: got that of short runs with target_acceptance or a sampler_optimizer, which would change the "
+                "kernel that it belongs to, expected neither. Tune the kernel first."
+            )
+
+
+def is_same_kernel(first: Any, second: Any) -> bool:
+    """Whether two kernels are one, as far as their tunables are concrete."""
+    if jax.tree.structure(first) != jax.tree.structure(second):
+        return False
+    pairs = zip(*map(jax.tree.leaves, (first, second)), strict=True)
+    return all(is_traced(a, b) or (jnp.shape(a) == jnp.shape(b) and bool(jnp.all(a == b))) for a, b in pairs)
 
 
 def check_optimizer(name: str, optimizer: Any) -> None:
