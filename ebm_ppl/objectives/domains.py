@@ -127,8 +127,8 @@ def check_twice_differentiable(loss: str, flat: FlatRows) -> None:
         raise ValueError(
             f"potential: {loss} got one with {found[0]} units, expected a twice differentiable energy: second derivatives "
             "miss the curvature at the kinks, and the loss has another minimum. Use jax.nn.silu or jax.nn.softplus, or a "
-            "loss without second derivatives: denoising_score_matching, or contrastive_divergence with one small step, which is "
-            "score matching of the smoothed energy."
+            "loss without second derivatives: denoising_score_matching, or contrastive_divergence with one small step, "
+            "which is score matching of the smoothed energy."
         )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+from jax.tree_util import Partial
 
 from ebm_ppl.partials import function_behind
 from ebm_ppl.potentials.combinators import Fixed
@@ -112,18 +113,20 @@ def find_short_runs(tree: PyTree) -> list[ShortRun]:
 
 
 def _found(tree: PyTree, depth: int) -> list[ShortRun]:
-    leaves = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, ShortRun))
+    # The function of a Partial is no leaf of it.
+    leaves = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, ShortRun | Partial))
     found = [leaf for leaf in leaves if isinstance(leaf, ShortRun)]
-    functions = [leaf for leaf in [*leaves, function_behind(tree)] if callable(leaf) and not isinstance(leaf, ShortRun)]
-    for function in functions if depth else ():
-        for part in _parts_of(function):
-            found += [run for run in _found(part, depth - 1) if run not in found]
+    # A module may wrap a function that it holds taken apart.
+    for function in [*leaves, tree] if depth else ():
+        if callable(function) and not isinstance(function, ShortRun):
+            for part in _parts_of(function):
+                found += [run for run in _found(part, depth - 1) if not any(run is other for other in found)]
     return found
 
 
 def _parts_of(function: Any) -> list[Any]:
     """What a function holds: the object of a method, the function of a partial or a wrapper, and what it closes over."""
-    if isinstance(function, functools.partial):
+    if isinstance(function, functools.partial | Partial):
         return [function.func, *function.args, *function.keywords.values()]
     parts = [getattr(function, name, None) for name in ("__self__", "__wrapped__")]
     if isinstance(function, types.FunctionType):

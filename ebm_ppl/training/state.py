@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from ebm_ppl.checks import check_finite_energy, check_potential, check_precision, is_traced
@@ -158,7 +159,8 @@ def is_same_kernel(first: Any, second: Any) -> bool:
     if jax.tree.structure(first) != jax.tree.structure(second):
         return False
     pairs = zip(*map(jax.tree.leaves, (first, second)), strict=True)
-    return all(is_traced(a, b) or (jnp.shape(a) == jnp.shape(b) and bool(jnp.all(a == b))) for a, b in pairs)
+    # In NumPy, so that numbers that are known stay known while a program around them is being compiled.
+    return all(is_traced(a, b) or np.array_equal(np.asarray(a), np.asarray(b)) for a, b in pairs)
 
 
 def check_optimizer(name: str, optimizer: Any) -> None:
