@@ -9,6 +9,7 @@ import pytest
 from tests.benchmarks import (
     adaptive_flow,
     dual_mcmc_teaching,
+    dual_training,
     generalized_contrastive_divergence,
     generalized_contrastive_divergence_digits,
     teaching_grid,
@@ -28,6 +29,7 @@ def recorded(name):
     [
         adaptive_flow,
         dual_mcmc_teaching,
+        dual_training,
         generalized_contrastive_divergence,
         generalized_contrastive_divergence_digits,
         teaching_grid,
@@ -136,6 +138,86 @@ def test_digits_of_a_diffusion_sampler(seed):
     assert joint["fd"] < 0.5 * alone["fd"]
     for one in (alone, joint):
         assert {"auc_noise", "auc_blurred"} <= set(one)
+
+
+def _of(case, name, seeds=dual_training.SEEDS):
+    done = recorded("dual_training")
+    return np.array([done[f"{case}/{seed}"][name] for seed in range(seeds) if f"{case}/{seed}" in done])
+
+
+def test_dual_training_without_restarts():
+    """Of fifteen sets of data: how hard each is decides these figures, those of the exact gradient too."""
+    assert ((_of("p = 0", "kl_400") >= 0.15) & (_of("p = 0", "kl_400") <= 0.23)).all()
+    assert (_of("p = 0", "kl_1000") < 0.02).sum() >= 12
+    assert (_of("p = 0", "kl_late") < 0.008).sum() >= 12
+    assert ((_of("p = 0", "norm") >= 9.5) & (_of("p = 0", "norm") <= 10.01)).sum() >= 12
+
+
+def test_restarts_in_every_update_are_slow_at_first():
+    assert (_of("p = 1", "kl_1000") / _of("p = 0", "kl_1000") > 3.0).sum() >= 12
+
+
+def test_restarts_in_every_update_end_with_worse_slopes():
+    ratio = _of("p = 0", "sm_late") / _of("p = 1", "sm_late")
+    assert (ratio < 1.0).sum() >= 12
+    assert np.median(ratio) < 0.75
+
+
+def test_rare_restarts_end_nearer_to_the_teacher_than_none():
+    assert (_of("p = 1/60", "kl_late") < _of("p = 0", "kl_late")).sum() >= 12
+
+
+def _over_time_scales(num_updates):
+    return {
+        alpha: _of(f"alpha = {alpha:g}, T = {num_updates}", "kl_late", dual_training.SWEEP_SEEDS).mean()
+        for alpha in dual_training.ALPHAS
+    }
+
+
+def test_similar_time_scales_are_best_after_2000_updates():
+    kl = _over_time_scales(2000)
+    assert min(kl, key=kl.get) in (1, 2, 5)
+    assert kl[2] < 0.008
+    assert kl[0.2] > 0.3
+    assert kl[100] / kl[2] > 2.5
+
+
+def test_similar_time_scales_are_best_after_8000_updates():
+    kl = _over_time_scales(8000)
+    assert min(kl, key=kl.get) in (0.5, 1, 2)
+    assert kl[0.05] > 0.3
+    assert kl[200] / min(kl.values()) > 3.0
+
+
+@pytest.mark.parametrize("case", dual_training.HIGH)
+def test_dual_training_in_fifteen_dimensions(case):
+    assert (_of(case, "kl_1000", dual_training.HIGH_SEEDS) < 0.035).all()
+    assert (_of(case, "sm_1000", dual_training.HIGH_SEEDS) < 2.5).all()
+
+
+@pytest.mark.parametrize("case", [*dual_training.RESTARTS, dual_training.EXACT])
+def test_the_duality_gap_bounds_what_the_likelihood_lacks(case):
+    done = recorded("dual_training")
+    gap = _of(case, "gap")
+    above = np.array([dual_training.excess(done, case, seed) for seed in range(len(gap))])
+    assert (gap >= above - 1e-5).all()
+
+
+def test_the_duality_gap_closes_where_features_stay():
+    assert (_of("lazy, bound 10", "gap", dual_training.LAZY_SEEDS) < 0.01).all()
+
+
+@pytest.mark.parametrize("case", ["p = 0", "p = 1/60", "p = 1/60, at random"])
+def test_particles_lose_little_to_the_exact_gradient(case):
+    few = dual_training.FEW_SEEDS
+    assert (_of(case, "kl_late", few) - _of(dual_training.EXACT, "kl_late", few) < 0.005).all()
+    assert (_of(case, "nll_end", few) - _of(dual_training.EXACT, "nll_end", few) < 0.005).all()
+
+
+def test_learned_features_need_a_smaller_ball():
+    seeds = dual_training.LAZY_SEEDS
+    assert (_of("lazy, bound 10", "kl_late", seeds) > 10.0 * _of("p = 0", "kl_late", seeds)).all()
+    assert (_of("lazy, bound 20", "kl_late", seeds) < 0.25 * _of("lazy, bound 10", "kl_late", seeds)).all()
 
 
 def test_no_wrong_verdict_among_the_forty():
