@@ -6,8 +6,10 @@ import pytest
 from tests.benchmarks import (
     adaptive_flow,
     dual_mcmc_teaching,
+    dual_training,
     generalized_contrastive_divergence,
     generalized_contrastive_divergence_digits,
+    short_runs,
     teaching_grid,
 )
 
@@ -73,3 +75,25 @@ def test_eight_gaussians():
 def test_digits_by_diffusion():
     found = generalized_contrastive_divergence_digits.run()
     assert found["fd"] < 0.6 * found["fd_pretrained"]
+
+
+def test_dual_training_on_a_sphere():
+    found, exact = dual_training.train_restarts("p = 0", 1, 1000), dual_training.train_exact(1, 1000)
+    assert 0.15 <= found["kl_400"] <= 0.23
+    assert abs(found["kl_1000"] - exact["kl_1000"]) < 0.005
+    slow = dual_training.train_restarts("p = 1", 1, 1000)
+    assert slow["kl_1000"] > 3.0 * found["kl_1000"]
+
+
+def test_short_runs_in_the_plane():
+    times = (2, 5, 10, 20, 100)
+    short, persistent = (short_runs.judge_plane(start, 0, 1000, times=times) for start in ("noise", "persistent"))
+    assert short["best_time"] == 10
+    assert short["says"] == "this is a 10-step sampler, not a density"
+    assert short["ed"][2] < 0.01 < 0.1 < persistent["ed"][2]
+    assert short["share_error"] > 0.2
+    assert persistent["kl"] < 1.0 < short["kl"]
+
+
+def test_spins_of_short_runs():
+    assert short_runs.judge("spins, Rdm-2", 0)["error"] < 4.0 / short_runs.SPIN_CHAINS**0.5

@@ -12,6 +12,8 @@ from tests.benchmarks import (
     dual_training,
     generalized_contrastive_divergence,
     generalized_contrastive_divergence_digits,
+    short_runs,
+    short_runs_digits,
     teaching_grid,
     verdicts,
 )
@@ -218,6 +220,112 @@ def test_learned_features_need_a_smaller_ball():
     seeds = dual_training.LAZY_SEEDS
     assert (_of("lazy, bound 10", "kl_late", seeds) > 10.0 * _of("p = 0", "kl_late", seeds)).all()
     assert (_of("lazy, bound 20", "kl_late", seeds) < 0.25 * _of("lazy, bound 10", "kl_late", seeds)).all()
+
+
+@pytest.mark.parametrize("benchmark", [short_runs, short_runs_digits])
+def test_the_tables_of_short_runs_are_what_the_benchmarks_make_of_their_numbers(benchmark):
+    done = recorded(benchmark.__name__.rpartition(".")[2])
+    for name, make in benchmark.TABLES.items():
+        assert (TABLES / f"{name}.inc").read_text() == make(done)
+
+
+def at(one, name, steps):
+    return one[name][one["times"].index(steps)]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_gaussian_energy_ends_where_the_closed_form_says(seed):
+    done = recorded("short_runs")
+    one = done[f"Gaussian, Rdm-20/{seed}"]
+    found, exact = np.array(one["curvatures"]), np.array(one["exact"])
+    assert (np.abs(found - exact) < 0.01 * (1.0 + np.abs(exact))).all()
+    assert one["off_diagonal"] < 0.01
+    assert found[3] < 0  # no density, and told so
+    assert one["warned"]
+    assert (np.abs(found[2:] - 1.0 / short_runs.VARIANCES[2:]) > 0.1).all()
+    assert at(one, "kl", 20) < 0.01
+    assert min(at(one, "kl", 10), at(one, "kl", 40)) > 0.05
+
+
+@pytest.mark.parametrize("regime", ["CD-20", "PCD-20"])
+def test_a_gaussian_energy_of_chains_at_equilibrium_does_not_know_how_long_they_ran(regime):
+    one = recorded("short_runs")[f"Gaussian, {regime}/0"]
+    found, exact = np.array(one["curvatures"]), np.array(one["exact"])
+    assert (np.abs(found - exact) < 0.01 * (1.0 + np.abs(exact))).all()
+    assert not one["warned"]
+    assert at(one, "kl", 20) > 0.02  # twenty steps from noise are too few for it
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_short_runs_in_the_plane_match_the_data_where_they_were_trained(seed):
+    one = recorded("short_runs")[f"plane, Rdm-10/{seed}"]
+    times = [2, 5, 10, 20, 40, 100, 1000]
+    assert times[np.argmin([at(one, "ed", t) for t in times])] == 10
+    assert at(one, "mismatch", 10) < 0.06
+    assert min(at(one, "mismatch", 5), at(one, "mismatch", 20)) > 0.12
+    assert at(one, "ed", 10) < 0.006
+    assert at(one, "ed", 100) > 0.02
+    assert at(one, "ed", 10_000) > 0.1
+    assert at(one, "share_errors", 10) < 0.03
+    assert one["wide_start"] > 0.05
+    assert "not a density" in one["says"]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_only_chains_that_persist_are_right_at_equilibrium(seed):
+    done = recorded("short_runs")
+    short, persistent, restarted = (done[f"plane, {name}-10/{seed}"] for name in ("Rdm", "PCD", "CD"))
+    assert short["share_error"] > 0.4
+    assert short["kl"] > 5.0
+    assert persistent["kl"] < 1.0
+    assert at(persistent, "ed", 10) > 0.1
+    assert short["model"] == short["sampler"] == short["model_by_runs"] == "fail"
+    # Negatives a few steps from data agree with it whatever the energy.
+    assert restarted["negatives_ed"] < 0.006
+    assert abs(restarted["negatives_gap"]) < 0.3
+    for one in (short, persistent, restarted):
+        assert one["reliable"]
+        assert abs(one["excess"] - one["kl"]) < 5.0 * one["excess_error"] + 1e-3
+
+
+def test_a_boltzmann_machine_matches_the_data_after_as_many_sweeps_as_in_training():
+    done = recorded("short_runs")
+    tolerance = 4.0 / short_runs.SPIN_CHAINS**0.5
+    for k in short_runs.SWEEPS:
+        one = done[f"spins, Rdm-{k}/0"]
+        assert one["error"] < tolerance
+        assert one["error_of_draws"] < tolerance
+        assert one["error_equilibrium"] > tolerance
+        assert one["kl"] < 0.05 * one["kl_equilibrium"]
+        assert one["exact_moment_error"] < 1e-9
+        assert abs(one["error_equilibrium"] - one["exact_error_equilibrium"]) < 0.02
+    assert done["spins, Rdm-1/0"]["error_before"] > tolerance < done["spins, Rdm-1/0"]["error_twice"]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_digits_of_a_convolutional_short_run(seed):
+    done = recorded("short_runs_digits")
+    short, persistent = (done[f"images, {name}-20/{seed}"] for name in ("Rdm", "PCD"))
+    times = [10, 15, 20, 30, 40, 100, 1000]
+    assert times[np.argmin([at(short, "ed", t) for t in times])] == 20
+    assert at(short, "ed", 20) < 0.05
+    assert min(at(short, "ed", 15), at(short, "ed", 30)) > 3.0 * at(short, "ed", 20)
+    assert at(short, "ed", 1000) > 50.0 * at(short, "ed", 20)
+    assert at(short, "gap", 15) * at(short, "gap", 30) < 0
+    assert at(persistent, "ed", 20) > 1.0
+    assert at(persistent, "ed", 1000) < 0.2
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_bits_of_a_restricted_boltzmann_machine(seed):
+    done = recorded("short_runs_digits")
+    short, persistent = (done[f"bits, {name}-10/{seed}"] for name in ("Rdm", "PCD"))
+    assert short["best_time"] in (5, 10)
+    assert at(short, "ed", 1000) > 10.0 * at(short, "ed", 10)
+    assert at(persistent, "ed", 1000) < 0.01
+    assert "not a density" in short["says"]
+    assert "stay as near" in persistent["says"]
+    assert min(short["log_likelihood"], persistent["log_likelihood"]) > short["independent"] + 4.0
 
 
 def test_no_wrong_verdict_among_the_forty():
