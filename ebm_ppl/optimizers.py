@@ -1,7 +1,6 @@
 """Steps of optimizers that stay in a set: unit vectors, positive weights, balls of measures.
 
-Each is an optax transformation that comes last in a chain: it takes the step that those before it have made, and turns
-    it
+Each is an optax transformation that comes last in a chain: it takes the step that those before it have made, and turns it
 into one that ends in its set. Put any optimizer in front, ``optax.chain(optax.adam(1e-2), sphere_step())``.
 """
 

@@ -33,8 +33,7 @@ class ShallowEnergy(eqx.Module):
     ``domain="sphere"`` takes unit vectors ``(d,)``; ``domain="euclidean"`` takes any vector and appends a one to it, so
     that units have biases. There tilt it by a base (:func:`ebm_ppl.potentials.tilt`).
 
-    With ReLU units autodiff does not see the curvature, which sits at the kinks: losses that need second derivatives
-        refuse
+    With ReLU units autodiff does not see the curvature, which sits at the kinks: losses that need second derivatives refuse
     this energy. Negatives do not need them.
 
     Args:
