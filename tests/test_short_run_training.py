@@ -384,11 +384,22 @@ def test_mismatch_is_told_for_every_array_of_parameters(key):
     ]  # fmt: skip
     draws = ebm.draw_short_run(key, model, 70)
     units = [np.asarray(jax.nn.silu(jax.vmap(network.layers[0])(x))) for x in (rows, draws)]
-    last = (units[0].mean(axis=0) - units[1].mean(axis=0)) / units[0].std(axis=0)
+    spread = units[0].std(axis=0)  # and at least what 130 rows could tell from none
+    last = (units[0].mean(axis=0) - units[1].mean(axis=0)) / np.maximum(spread, spread.max() / np.sqrt(130))
     np.testing.assert_allclose(found.mismatch_of[".potential.head.weight"], np.sqrt((last**2).mean()), rtol=1e-3)
     told = sampling_times(key, model, rows, times=(3,), num_draws=70, statistics=lambda x: x)
     shift = (rows.mean(axis=0) - draws.mean(axis=0)) / rows.std(axis=0)
     np.testing.assert_allclose(told.moment_mismatch[0], np.sqrt((shift**2).mean()), rtol=1e-3)
+
+
+def test_a_pixel_that_is_always_off_in_the_rows_does_not_drown_the_rest(key):
+    rows = jax.random.bernoulli(key, 0.5, (400, 3)).astype(float).at[:, 2].set(0.0)
+    start = lambda key, n: (jax.random.uniform(key, (n, 3)) < jnp.array([0.5, 0.5, 0.01])).astype(float)
+    model = ShortRun(lambda x: 0.0 * jnp.sum(x), kernels.short_run(1, start, step_size=1e-12))
+    found = sampling_times(key, model, rows, times=(1,), num_draws=400, statistics=lambda x: x)
+    assert 0.0 < found.moment_mismatch[0] < 1.0
+    dead = sampling_times(key, model, 0.0 * rows, times=(1,), num_draws=400, statistics=lambda x: x[2])
+    assert np.isinf(dead.moment_mismatch[0])
 
 
 def test_a_fall_is_found_where_there_is_one(key):

@@ -226,11 +226,13 @@ def _at_one_time(
     later = _mean(statistic, parameters, draws)
     squares, counts = [], []
     for a, b, sd in zip(*map(jax.tree.leaves, (mean, later, spread)), strict=True):
-        # What does not vary over the data has no scale. Where it does not differ either, as the weights of a unit that is
-        # never active, it says nothing; else any difference is too large.
-        same = np.asarray((sd == 0) & (a == b))
+        # A statistic that hardly varies over these rows, such as a pixel that is always off, gets a scale that so many
+        # rows could not tell from zero. Where nothing varies, as with the weights of dead units, a difference is infinite.
+        a, b, sd = (np.asarray(x, np.float64) for x in (a, b, sd))
+        scale = np.maximum(sd, sd.max(initial=0.0) / np.sqrt(len(energy_data)))
+        same = (scale == 0) & (a == b)
         with np.errstate(divide="ignore"):
-            ratio = np.asarray(a - b, np.float64)[~same] / np.asarray(sd, np.float64)[~same]
+            ratio = (a - b)[~same] / scale[~same]
         squares.append(float((ratio**2).sum()))
         counts.append(int((~same).sum()))
     return {

@@ -86,7 +86,8 @@ def short_run(
 
     Returns:
         The state and the history of :func:`ebm_ppl.fit`. From noise ``state.potential`` is a
-        :class:`ebm_ppl.potentials.ShortRun`, else the energy.
+        :class:`ebm_ppl.potentials.ShortRun`, else the energy. After CD-k the chains of the state are where they began: its
+        negatives are rows that have moved.
 
     Raises:
         TypeError: an argument has the wrong type.
