@@ -74,11 +74,11 @@ TOGETHER = {"tempered_smc", "tempered_smc, weighted"}
 
 
 def test_no_kernel_is_left_out():
-    """Each kernel of the package is here or, if discrete, in the tests of discrete kernels."""
+    """Each kernel of the package is here or, if discrete or of the sphere, in the tests of those."""
     discrete = {"discrete_langevin", "gibbs", "gibbs_with_gradients", "unadjusted_discrete_langevin"}
     public = {name for name, value in vars(kernels).items() if callable(value) and not name.startswith("_")}
     here = {name.partition(",")[0] for name in KERNELS}
-    assert public - discrete - {"from_blackjax", "implied_temperature", "mclmc"} == here
+    assert public - discrete - {"sphere_langevin", "from_blackjax", "implied_temperature", "mclmc"} == here
 
 
 def tilted(strength=1.0):
