@@ -267,8 +267,8 @@ FAULTS = {
     ),
     "mass grows by steps instead of factors": Fault(
         "optimizers.py",
-        "lambda update, w: w * jnp.expm1(update)",
-        "lambda update, w: w * update",
+        "w * jnp.expm1(jnp.minimum(update, MAX_EXPONENT))",
+        "w * update",
         "tests/test_shallow.py -k written_out",
     ),
     "features weighted by their mass": Fault(
@@ -291,8 +291,8 @@ FAULTS = {
     ),
     "restarts at another row": Fault(
         "objectives/contrastive.py",
-        "index = jnp.arange(chains.num_chains) % num_rows",
-        "index = (jnp.arange(chains.num_chains) + 1) % num_rows",
+        "index = jnp.arange(chains.num_chains) % period % num_rows",
+        "index = (jnp.arange(chains.num_chains) % period + 1) % num_rows",
         "tests/test_dual_training.py -k at_their_age",
     ),
     "pairs of equal noise": Fault(
@@ -327,7 +327,7 @@ FAULTS = {
     ),
     "short runs taken for densities": Fault(
         "handlers/policy.py",
-        "                refuse_short_run(name, site)\n",
+        "                refuse_short_run(name, site, may_train=self.trains_by_gradient)\n",
         "",
         "tests/test_short_run_training.py -k no_policy",
     ),
