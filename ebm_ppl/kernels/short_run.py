@@ -54,8 +54,7 @@ def short_run(
     ``x_0 ~ init``, ``x_{t+1} ~ T(x_t, .)``, and the chains are at ``x_k``, ``k = num_steps``; ``T`` is a step of
     ``kernel``, or of Langevin, ``x_{t+1} = x_t - eps grad U(x_t) + eta xi_t``.
 
-    BIASED, by intent: the chains follow the law of ``x_k``, which depends on the start, the kernel with its step size,
-        and
+    BIASED, by intent: the chains follow the law of ``x_k``, which depends on the start, the kernel with its step size, and
     ``k`` as much as on the energy, and is not ``exp(-U)``. An energy trained with such negatives matches the data's
     statistics at ``k`` steps of this very sampler and nowhere else, so draw from the trained model with the same
     object. For a quadratic energy with curvature ``a`` and ``M = 1 - eps a`` the mean of ``x_k`` is ``M^k`` times that
