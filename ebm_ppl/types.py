@@ -254,6 +254,16 @@ class ConfinedKernel(Protocol):
 
 
 @runtime_checkable
+class PairedKernel(Protocol):
+    """The function behind a kernel (``kernel.func``) that may give two chains, one in each half, noise of opposite sign."""
+
+    @property
+    def antithetic(self) -> bool:
+        """Whether it does."""
+        ...
+
+
+@runtime_checkable
 class ShortRunKernel(Protocol):
     """The function behind a kernel (``kernel.func``) that runs a fixed number of steps from a fixed start."""
 

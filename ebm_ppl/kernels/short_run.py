@@ -28,6 +28,7 @@ from ebm_ppl.types import (
     Info,
     Kernel,
     Key,
+    PairedKernel,
     Potential,
     PyTree,
     TemperedKernel,
@@ -134,7 +135,7 @@ def _inner(kernel: Kernel | None, step_size: Any, noise_scale: Any, temperature:
     func = function_behind(kernel)
     if isinstance(func, ConfinedKernel):
         raise TypeError("kernel: got one whose chains live on a surface, expected one of free space, such as langevin.")
-    if getattr(func, "antithetic", False):
+    if isinstance(func, PairedKernel) and func.antithetic:
         raise ValueError("kernel: got one with antithetic noise, expected independent chains: each run is a draw.")
     return kernel
 
@@ -204,7 +205,7 @@ class _ShortRun:
 
     def _steps(self, run_key: Key, potential: Potential, fresh: PyTree, tunables: dict[str, Any]) -> tuple[Any, Any]:
         """The first state, and a step from it, its randomness a function of ``run_key`` and the time alone."""
-        potential = potential.plain if isinstance(potential, WithSampler) else potential
+        potential = _plain(potential)
         if self._is_plain_langevin(tunables):
 
             def drift(time: Array, state: LangevinState) -> tuple[LangevinState, None]:
@@ -226,7 +227,7 @@ class _ShortRun:
             state = jax.lax.fori_loop(0, self.num_steps, lambda time, state: advance(time, state)[0], state)
             return state.position, langevin_info(potential, state.position, self.num_steps)
         is_evaluated = len(jax.tree.leaves(state)) > len(jax.tree.leaves(fresh))
-        state, info = run_steps(lambda time, state: advance(time, state), jnp.arange(self.num_steps), state)
+        state, info = run_steps(advance, jnp.arange(self.num_steps), state)
         return state.position, count_start(info, is_evaluated)
 
     def _is_plain_langevin(self, tunables: dict[str, Any]) -> bool:
@@ -238,7 +239,12 @@ class _DiscreteShortRun(_ShortRun):
     def check_position(self, potential: Potential, position: PyTree) -> None:
         """Raise where the chains are not in the coding of the potential."""
         assert isinstance(self.func, DiscreteKernel)  # the constructor saw to it
-        self.func.check_position(potential.plain if isinstance(potential, WithSampler) else potential, position)
+        self.func.check_position(_plain(potential), position)
+
+
+def _plain(potential: Potential) -> Potential:
+    """The energy whose structure a kernel may ask for."""
+    return potential.plain if isinstance(potential, WithSampler) else potential
 
 
 def _like_chains(fresh: PyTree, like: PyTree) -> PyTree:

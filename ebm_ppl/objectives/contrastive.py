@@ -15,7 +15,7 @@ from ebm_ppl.info import moved, step_info
 from ebm_ppl.partials import function_behind
 from ebm_ppl.replay import gather_chains, restart, scatter_chains
 from ebm_ppl.sampling import advance, chains_at, draw
-from ebm_ppl.types import Array, Batch, Info, Key, Metrics, Potential, PyTree, SamplerState, Scalar
+from ebm_ppl.types import Array, Batch, Info, Key, Metrics, PairedKernel, Potential, PyTree, SamplerState, Scalar
 from ebm_ppl.weights import COLLAPSED, normalized_weights
 
 FROZEN = 1e-3
@@ -190,9 +190,8 @@ def _fresh_starts(key: Key, source: Restart | Literal["batch"], batch: Batch, ch
         return source(key, chains.num_chains)
     num_rows = jax.tree.leaves(batch)[0].shape[0]
     # Chains whose noise comes in pairs, one in each half, go to one row together.
-    period = (
-        chains.num_chains // 2 if getattr(function_behind(chains.kernel), "antithetic", False) else chains.num_chains
-    )
+    func = function_behind(chains.kernel)
+    period = chains.num_chains // 2 if isinstance(func, PairedKernel) and func.antithetic else chains.num_chains
     index = jnp.arange(chains.num_chains) % period % num_rows
     return jax.tree.map(lambda rows: rows[index], rows_like_chains(batch, chains))
 

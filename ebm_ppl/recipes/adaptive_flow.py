@@ -7,15 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 import optax
 
-from ebm_ppl.checks import check_count, check_positive, check_rows
+from ebm_ppl.checks import check_count, check_rows
 from ebm_ppl.flows import RealNVP, proposal_only
 from ebm_ppl.flows.fitting import default_optimizer
 from ebm_ppl.kernels import flow_assisted, mala
 from ebm_ppl.objectives import chain_likelihood, persistent_contrastive_divergence
 from ebm_ppl.potentials import MLP, tilt
+from ebm_ppl.recipes.bases import normal_base
 from ebm_ppl.regions import describe_region, is_whole_space
 from ebm_ppl.replay import take_chains
 from ebm_ppl.sampling import advance, init_sampler
@@ -117,8 +117,7 @@ def adaptive_flow(
     batch_size, num_cycles = check_count("batch_size", batch_size), check_count("num_cycles", num_cycles)
     data = check_rows("data", data)
     if base is None:
-        scale = check_positive("the largest standard deviation of the data", data.std(axis=0).max())
-        base = dist.Normal(data.mean(axis=0), scale).to_event(data.ndim - 1)
+        base = normal_base(data)
     elif not is_whole_space(base.support, data[0]):
         raise ValueError(
             f"base: got one on {describe_region(base.support)}, expected one on the whole space: the flow proposes there. "

@@ -27,6 +27,7 @@ from ebm_ppl.optimizers import measure_descent
 from ebm_ppl.potentials import ShallowEnergy, tilt
 from ebm_ppl.potentials.shallow import Domain, Regime
 from ebm_ppl.proposals import can_sample
+from ebm_ppl.recipes.bases import normal_base
 from ebm_ppl.regions import check_base
 from ebm_ppl.sampling import init_sampler
 from ebm_ppl.training import TrainState, fit, init_train
@@ -208,8 +209,7 @@ def _base(network: ShallowEnergy, data: Array, base: Any) -> Any:
             raise ValueError(f"base: got {type(base).__name__} on the sphere, where it is uniform, expected None.")
         return dist.ImproperUniform(constraints.sphere, (), data.shape[1:])
     if base is None:
-        scale = check_positive("the largest standard deviation of the data", data.std(axis=0).max())
-        return dist.Normal(data.mean(axis=0), scale).to_event(1)
+        return normal_base(data)
     check_base(base, data[0])
     if not can_sample(base):
         raise ValueError(

@@ -8,7 +8,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 import optax
 
 from ebm_ppl import objectives
@@ -18,6 +17,7 @@ from ebm_ppl.diffusion.pretraining import pretrain
 from ebm_ppl.kernels import raw_diffusion
 from ebm_ppl.objectives.policy_improvement import PolicyGradient, check_policy_gradient
 from ebm_ppl.potentials import MLP, temper, tilt
+from ebm_ppl.recipes.bases import largest_deviation, normal_base
 from ebm_ppl.regions import describe_region, is_whole_space
 from ebm_ppl.sampling import init_sampler
 from ebm_ppl.training import TrainState, fit, init_train
@@ -141,9 +141,9 @@ def generalized_contrastive_divergence(
     tau = float(check_positive("temperature", temperature))
     gamma = check_number("energy_weight", energy_weight)
     event_shape = data.shape[1:]
-    scale = check_positive("the largest standard deviation of the data", data.std(axis=0).max())
+    scale = largest_deviation(data)
     if base is None:
-        base = dist.Normal(data.mean(axis=0), scale).to_event(data.ndim - 1)
+        base = normal_base(data)
     elif (support := getattr(base, "support", None)) is not None and not is_whole_space(support, data[0]):
         raise ValueError(
             f"base: got one on {describe_region(support)}, expected one on the whole space, where the sampler's steps "

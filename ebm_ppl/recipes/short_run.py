@@ -11,7 +11,7 @@ import numpy as np
 import numpyro.distributions as dist
 import optax
 
-from ebm_ppl.checks import as_array, check_count, check_positive, check_potential, check_rows
+from ebm_ppl.checks import as_array, check_count, check_potential, check_rows
 from ebm_ppl.diagnostics import find_escape
 from ebm_ppl.generation import draw_short_run
 from ebm_ppl.kernels import langevin
@@ -20,6 +20,7 @@ from ebm_ppl.kernels.discrete import check_chains
 from ebm_ppl.objectives import contrastive_divergence, persistent_contrastive_divergence
 from ebm_ppl.potentials import MLP, ShortRun, tilt
 from ebm_ppl.potentials.short_run import not_a_density
+from ebm_ppl.recipes.bases import normal_base
 from ebm_ppl.regions import check_base
 from ebm_ppl.sampling import init_sampler, is_discrete_kernel
 from ebm_ppl.training import TrainState, fit, init_train
@@ -172,8 +173,7 @@ def _continuous(key: Key, data: Any, network: Any, base: Any, init: Any) -> tupl
     """The energy with its base, rows, and where runs start."""
     rows = check_rows("data", data)
     if base is None:
-        scale = check_positive("the largest standard deviation of the data", rows.std(axis=0).max())
-        base = dist.Normal(rows.mean(axis=0), scale).to_event(rows.ndim - 1)
+        base = normal_base(rows)
     else:
         check_base(base, rows[0])
     if init is None:
