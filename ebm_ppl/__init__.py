@@ -11,10 +11,12 @@ from ebm_ppl import adaptation as adaptation
 from ebm_ppl import potentials as potentials
 from ebm_ppl.adaptation import tune_step_size as tune_step_size
 from ebm_ppl.distributions import EBM as EBM
+from ebm_ppl.errors import CheckpointError as CheckpointError
 from ebm_ppl.errors import DiagnosisFailure as DiagnosisFailure
 from ebm_ppl.errors import NonFiniteEnergyError as NonFiniteEnergyError
 from ebm_ppl.errors import SMCFailure as SMCFailure
 from ebm_ppl.errors import TrainingFailure as TrainingFailure
+from ebm_ppl.errors import TrainingInterrupted as TrainingInterrupted
 from ebm_ppl.errors import UnknownNormalizerError as UnknownNormalizerError
 from ebm_ppl.sampling import Draws as Draws
 from ebm_ppl.sampling import advance as advance
@@ -33,6 +35,7 @@ __version__ = "0.1.0"
 # Loaded on use: arviz and matplotlib cost more than the rest of the package together, and the other modules too add to
 # the price of the import (`make bench` measures it).
 _ON_USE = (
+    "checkpoint",
     "diagnostics",
     "diffusion",
     "flows",

@@ -74,3 +74,31 @@ class DiagnosisFailure(RuntimeError):
         super().__init__(message)
         self.diagnosis = diagnosis
         self.failed = failed
+
+
+class CheckpointError(ValueError):
+    """A file cannot be the checkpoint that was asked for: damaged, foreign, of a later version, or of another state.
+
+    Attributes:
+        path: The file.
+        entry: Name of the array or part that is at fault; ``None`` where it is the whole file.
+    """
+
+    def __init__(self, message: str, *, path: str, entry: str | None = None):
+        super().__init__(f"checkpoint {path!r}: " + (f"{entry}: " if entry is not None else "") + message)
+        self.path = path
+        self.entry = entry
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Training was interrupted by the user (Ctrl-C); nothing before the last report is lost.
+
+    Attributes:
+        state: The ``TrainState`` at the last report: ``fit(None, error.state, ...)`` goes on from there.
+        history: The history up to it.
+    """
+
+    def __init__(self, message: str, *, state: Any, history: dict[str, Any]):
+        super().__init__(message)
+        self.state = state
+        self.history = history

@@ -2,7 +2,8 @@
 
 NumPyro lists the fields of a distribution in the order of a Python set, which changes with ``PYTHONHASHSEED``: leaves that
 one process writes in order would be read as other parameters by the next. Inside an :class:`~ebm_ppl.distributions.EBM`
-every distribution is therefore flattened field by field, in alphabetical order.
+every distribution is therefore flattened field by field, in alphabetical order. So is the fixed base of a potential, and a
+state that is saved.
 """
 
 from typing import Any
@@ -48,15 +49,22 @@ def _is_named(node: Any) -> bool:
 
 def _flatten(node: NamedFields) -> tuple[tuple, tuple]:
     children, static = node.value.tree_flatten()
-    fields = dict(zip(type(node.value).gather_pytree_data_fields(), children, strict=True))
+    kind = type(node.value)
+    fields = dict(zip(kind.gather_pytree_data_fields(), children, strict=True))
+    settings = sorted(zip(kind.gather_pytree_aux_fields(), static, strict=True), key=lambda pair: pair[0])
     names = tuple(sorted(fields))
-    return tuple((GetAttrKey(name), named(fields[name])) for name in names), (type(node.value), names, static)
+    return tuple((GetAttrKey(name), named(fields[name])) for name in names), (kind, names, tuple(settings))
 
 
 def _unflatten(structure: tuple, children: Any) -> NamedFields:
-    kind, names, static = structure
-    fields = dict(zip(names, map(unnamed, children), strict=True))
-    return NamedFields(kind.tree_unflatten(static, tuple(fields[name] for name in kind.gather_pytree_data_fields())))
+    kind, names, settings = structure
+    fields, static = dict(zip(names, map(unnamed, children), strict=True)), dict(settings)
+    return NamedFields(
+        kind.tree_unflatten(
+            tuple(static[name] for name in kind.gather_pytree_aux_fields()),
+            tuple(fields[name] for name in kind.gather_pytree_data_fields()),
+        )
+    )
 
 
 jax.tree_util.register_pytree_with_keys(NamedFields, _flatten, _unflatten)

@@ -18,7 +18,6 @@ ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 # What stands above the training loop and below the demo, in no order of its own.
 TOP = {
     "supports",
-    "named_fields",
     "rows",
     "chains",
     "distributions",
@@ -37,7 +36,7 @@ TOP = {
 }
 
 LAYERS = (
-    {"types", "errors", "partials"},
+    {"types", "errors", "partials", "named_fields"},
     {"checks", "densities", "info", "proposals", "regions", "weights"},
     {"potentials", "targets"},
     {"kernels", "flows", "diffusion"},
@@ -55,6 +54,7 @@ BESIDE = {
     "targets": {"potentials"},
     "ladder": {"adaptation"},
     "replay": {"sampling"},
+    "proposals": {"checks"},
     "regions": {"checks"},
     **dict.fromkeys(TOP, TOP),
 }

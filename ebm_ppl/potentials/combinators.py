@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ebm_ppl.checks import check_positive, check_real
+from ebm_ppl.named_fields import named, unnamed
 from ebm_ppl.proposals import can_sample
 from ebm_ppl.types import Density, Event, Potential, PyTree, Scalar
 
@@ -26,12 +27,13 @@ class Fixed(eqx.Module):
     structure: Any = eqx.field(static=True)
 
     def __init__(self, value: Any):
-        self.leaves, self.structure = jax.tree.flatten(value)
+        # By name: the order of a NumPyro distribution's own leaves changes from process to process.
+        self.leaves, self.structure = jax.tree.flatten(named(value))
 
     @property
     def value(self) -> Any:
         """The part itself."""
-        return jax.tree.unflatten(self.structure, self.leaves)
+        return unnamed(jax.tree.unflatten(self.structure, self.leaves))
 
 
 def trainable(tree: PyTree) -> PyTree:

@@ -7,7 +7,8 @@ and the update's index alone: a run cut anywhere and resumed is the uninterrupte
 
 import functools
 import warnings
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -21,6 +22,7 @@ from ebm_ppl.partials import comparable
 from ebm_ppl.training.batches import Batches
 from ebm_ppl.training.health import is_finite, is_healthy, training_failure, unhealthy, warn_of_new
 from ebm_ppl.training.inputs import check_acceptance_can_be_followed, check_players, chunks_of
+from ebm_ppl.training.saving import Saver, training_interrupted
 from ebm_ppl.training.state import TrainState, check_short_runs
 from ebm_ppl.training.step import train_step
 from ebm_ppl.training.stopping import BestSoFar, EarlyStopping, Evaluate, evaluated
@@ -42,6 +44,8 @@ def fit(
     evaluate: Evaluate | None = None,
     early_stopping: EarlyStopping | None = None,
     report_every: int = 100,
+    save: Callable[[TrainState], Any] | None = None,
+    save_every: int | None = None,
     progress_bar: bool | None = None,
 ) -> tuple[TrainState, dict[str, np.ndarray]]:
     """Train a potential, and where it learns too its sampler, for ``num_steps`` updates.
@@ -72,6 +76,9 @@ def fit(
         evaluate: Called with the state after every report; what it returns, numbers by name, enters the history.
         early_stopping: When to stop before ``num_steps``; the best state is returned then.
         report_every: Updates between two reports to the host: progress, evaluation, and the check for non-finite numbers.
+        save: Called with the state between updates, such as the ``save`` of :class:`ebm_ppl.checkpoint.Checkpoints`: after
+            a report, at the end, and before a failure or an interruption is raised, with the last good state.
+        save_every: Updates after which the next report saves; every report does when ``None``.
         progress_bar: Show energy gap and acceptance; ``None`` shows them on a terminal only.
 
     Returns:
@@ -86,6 +93,7 @@ def fit(
         NonFiniteEnergyError: the energy is not finite at the data or at the chains.
         TrainingFailure: a loss, gradient, update or chain became non-finite; carries the step, the rows, the chains and
             the last good state.
+        TrainingInterrupted: Ctrl-C; a ``KeyboardInterrupt`` that carries the state and the history at the last report.
 
     Warns:
         RuntimeWarning: within one report, when half of the chains have frozen (acceptance zero), steps diverged, or the
@@ -119,6 +127,8 @@ def fit(
     check_short_runs(state.potential, state.sampler, is_moved=target_acceptance is not None)
     if target_acceptance is not None:
         check_acceptance_can_be_followed(key, state, target_acceptance)
+    state = state._replace(key=key)
+    saver = Saver(save, save_every, state)
 
     run = functools.partial(
         _run_chunk,
@@ -129,39 +139,45 @@ def fit(
         target_acceptance=target_acceptance,
         buffer_size=report_every,
     )
-    state = state._replace(key=key)
     history: list[dict[str, np.ndarray]] = []
     best = None if early_stopping is None else BestSoFar(early_stopping, state)
     first, made_before, known = int(state.step), 0, set[str]()
-    # tqdm's disable=None means "only on a terminal".
-    with tqdm(total=num_steps, unit="update", disable=None if progress_bar is None else not progress_bar) as bar:
-        for batches, available in chunks:
-            wanted = min(report_every, num_steps - made_before, available)
-            chunk = run(key, state, batches, jnp.asarray(wanted, jnp.int32))
-            made = int(chunk.made)
-            report = {name: np.asarray(values)[:made] for name, values in chunk.metrics.items()}
-            if made < wanted:
-                last_good = run(key, state, batches, chunk.made).state if made else state
-                raise training_failure(key, last_good, chunk.state, batches, _joined([*history, report]))
-            state = chunk.state
-            known |= warn_of_new(unhealthy(report, first + made_before), known)
-            made_before += made
-            if evaluate is not None:
-                report |= evaluated(evaluate, state)
-            history.append(report)
-            bar.update(made)
-            bar.set_postfix_str(_progress(report))
-            if best is not None and best.should_stop(state, report):
-                break
-            if made_before == num_steps:
-                break
-        else:
-            warnings.warn(
-                f"data: the loader ended after {made_before} of {num_steps} updates and cannot be started again; training "
-                "stopped there. Pass a loader that can be iterated over repeatedly, or fewer num_steps.",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+    try:
+        # tqdm's disable=None means "only on a terminal".
+        with tqdm(total=num_steps, unit="update", disable=None if progress_bar is None else not progress_bar) as bar:
+            for batches, available in chunks:
+                wanted = min(report_every, num_steps - made_before, available)
+                chunk = run(key, state, batches, jnp.asarray(wanted, jnp.int32))
+                made = int(chunk.made)
+                report = {name: np.asarray(values)[:made] for name, values in chunk.metrics.items()}
+                if made < wanted:
+                    last_good = run(key, state, batches, chunk.made).state if made else state
+                    saver.save_now(last_good)
+                    raise training_failure(key, last_good, chunk.state, batches, _joined([*history, report]))
+                known |= warn_of_new(unhealthy(report, first + made_before), known)
+                if evaluate is not None:
+                    report |= evaluated(evaluate, chunk.state)
+                # Together, so that an interruption finds a state and its history.
+                state, made_before = chunk.state, made_before + made
+                history.append(report)
+                saver.save_if_due(state)
+                bar.update(made)
+                bar.set_postfix_str(_progress(report))
+                if best is not None and best.should_stop(state, report):
+                    break
+                if made_before == num_steps:
+                    break
+            else:
+                warnings.warn(
+                    f"data: the loader ended after {made_before} of {num_steps} updates and cannot be started again; "
+                    "training stopped there. Pass a loader that can be iterated over repeatedly, or fewer num_steps.",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+        saver.save_now(state)
+    except KeyboardInterrupt as interruption:
+        saver.save_now(state)
+        raise training_interrupted(state, _joined(history), is_saved=save is not None) from interruption
     return (state if best is None else best.state), _joined(history)
 
 
@@ -224,6 +240,8 @@ def _run_chunk(
 
 
 def _joined(history: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    if not history:
+        return {}
     return {name: np.concatenate([part[name] for part in history if name in part]) for name in history[0]}
 
 
