@@ -10,6 +10,7 @@ from jax.tree_util import Partial
 
 import ebm_ppl as ebm
 from ebm_ppl import kernels, targets
+from ebm_ppl.kernels import composed
 from ebm_ppl.testing import exact_start_invariance
 
 
@@ -222,23 +223,41 @@ COMPOSED = {
 @pytest.mark.parametrize("name", COMPOSED)
 def test_compositions_are_blackjax_to_the_last_bit(key, name):
     sampler, parameters = COMPOSED[name]
-    ours = lift(sampler, **parameters)(energy)
+    ours = composed.COMPOSED[sampler.differentiable](lambda x: -energy(x), **parameters)
     theirs = sampler(lambda x: -energy(x), **parameters)
     start = jax.random.normal(key, (64, 2))
     keys = jax.random.split(key, 30)
 
-    def our_step(state, key):
-        state, info = ours.step(key, state)
-        return state, (state.position, info.acceptance_rate)
+    def run(algorithm):
+        def step(state, key):
+            state, info = jax.vmap(algorithm.step)(jax.random.split(key, 64), state)
+            return state, (state.position, info.acceptance_rate)
 
-    def their_step(state, key):
-        state, info = jax.vmap(theirs.step)(jax.random.split(key, 64), state)
-        return state, (state.position, info.acceptance_rate)
+        return jax.lax.scan(step, jax.vmap(algorithm.init)(start), keys)[1]
 
-    _, got = jax.lax.scan(our_step, ours.init(start, key), keys)
-    _, expected = jax.lax.scan(their_step, jax.vmap(theirs.init)(start), keys)
-    jax.tree.map(np.testing.assert_array_equal, got, expected)
+    got = run(ours)
+    jax.tree.map(np.testing.assert_array_equal, got, run(theirs))
     assert 0.05 < float(got[1].mean()) < 0.95
+
+
+@pytest.mark.parametrize("build", [composed.mala, composed.unadjusted_langevin], ids=lambda build: build.__name__)
+def test_a_population_moves_every_chain_by_its_own_part_of_the_noise(key, build):
+    """Noise drawn for all chains at once is other noise, and nothing else is different."""
+    start = {"a": jax.random.normal(key, (64, 2)), "b": jax.random.normal(key, (64,))}
+    total = lambda x: energy(x["a"]) + energy(x["b"])
+    population = lift(build, step_size=0.4)(total)
+    chain = build(lambda x: -total(x), 0.4)
+    state = population.init(start, key)
+    got, info = population.step(key, state)
+    noise = chain.draw_noise(key, (64,), 3)
+    for index in (0, 17, 63):
+        own_noise, own_state = jax.tree.map(lambda x, index=index: x[index], (noise, state))
+        expected, report = chain.move(own_noise, own_state)
+        # Not to the last bit: XLA compiles one chain and a population of them differently.
+        jax.tree.map(
+            lambda x, y, index=index: np.testing.assert_allclose(x[index], y, rtol=1e-5, atol=1e-6), got, expected
+        )
+        np.testing.assert_allclose(info.acceptance_rate[index], report.acceptance_rate, rtol=1e-5)
 
 
 def test_random_walk_is_blackjaxs_normal_random_walk(key):

@@ -16,7 +16,7 @@ from jax.tree_util import Partial
 
 from ebm_ppl.checks import check_count, check_positive, is_traced
 from ebm_ppl.info import step_info
-from ebm_ppl.kernels.composed import COMPOSED, read_report
+from ebm_ppl.kernels.composed import COMPOSED, DrivenAlgorithm, event_size, read_report
 from ebm_ppl.kernels.composed import hmc as hmc_chain
 from ebm_ppl.kernels.refusals import builder, refusal
 from ebm_ppl.types import Array, Event, Info, Kernel, Key, Potential, PyTree
@@ -122,8 +122,18 @@ class _Population:
             _check_dtype(position)
             return jax.vmap(init_chain)(position, jax.random.split(rng_key, _num_chains(position)))
 
+        def move_chain(noise: Any, state: Any) -> tuple[Any, Info]:
+            algorithm: Any = chain_algorithm(state.position)
+            state, info = algorithm.move(noise, state)
+            return state, _info(state, info)
+
         def step(rng_key: Key, state: Any) -> tuple[Any, Any]:
-            return jax.vmap(step_chain)(jax.random.split(rng_key, _num_chains(state.position)), state)
+            num_chains = _num_chains(state.position)
+            algorithm = chain_algorithm(state.position)
+            if isinstance(algorithm, DrivenAlgorithm):
+                size = event_size(state.position) // num_chains
+                return jax.vmap(move_chain)(algorithm.draw_noise(rng_key, (num_chains,), size), state)
+            return jax.vmap(step_chain)(jax.random.split(rng_key, num_chains), state)
 
         return SamplingAlgorithm(init, step)
 

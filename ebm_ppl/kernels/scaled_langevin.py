@@ -1,5 +1,6 @@
 """Unadjusted Langevin with separate drift and noise scales, and the temperature that the two imply."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ def implied_temperature(step_size: float | Array, noise_scale: float | Array) ->
         noise_scale: Standard deviation of the noise.
 
     Raises:
+        TypeError: an argument is no real number.
         ValueError: an argument is not finite and positive.
 
     Example:
@@ -67,9 +69,10 @@ def langevin(
     Returns:
         A kernel with one gradient per step and no acceptance rate. Its tunables: ``step_size``, ``noise_scale`` or
         ``temperature``, and ``max_gradient`` if given. A chain whose
-        position or energy is no longer finite is flagged as divergent, for one more evaluation of the energy.
+        position or energy is no longer finite is flagged as divergent.
 
     Raises:
+        TypeError: an argument is no real number.
         ValueError: an argument is not finite and positive, or not a single number, or both ``noise_scale`` and
             ``temperature`` are given.
 
@@ -135,9 +138,17 @@ def take_langevin_step(
         ValueError: antithetic noise for an odd number of chains.
     """
     dtype = jnp.result_type(*jax.tree.leaves(position))
+    gradient = jax.vmap(jax.grad(lambda event: jnp.asarray(potential(event), dtype)))(position)
+    return step_along(key, position, gradient, tunables, antithetic=antithetic)
+
+
+def step_along(
+    key: Key, position: PyTree, gradient: PyTree, tunables: dict[str, Array], *, antithetic: bool = False
+) -> PyTree:
+    """:func:`take_langevin_step`, given the gradient of the energy at ``position``."""
+    dtype = jnp.result_type(*jax.tree.leaves(position))
     scales = {name: jnp.asarray(value, dtype) for name, value in tunables.items()}
     step_size, noise_scale = scales["step_size"], langevin_noise_scale(scales)
-    gradient = jax.vmap(jax.grad(lambda event: jnp.asarray(potential(event), dtype)))(position)
     if "max_gradient" in scales:
         limit = scales["max_gradient"]
         gradient = jax.tree.map(lambda g: jnp.clip(g, -limit, limit), gradient)
@@ -172,16 +183,57 @@ def run_langevin(
 
 
 def langevin_info(potential: Potential, position: PyTree, num_steps: int) -> Info:
-    """The report of ``num_steps`` Langevin steps that ended at ``position``.
-
-    Nothing is rejected, so a chain whose position or energy is not finite is lost, and is told by one look at its energy.
-    """
-    lost = [~jnp.isfinite(leaf.reshape(leaf.shape[0], -1)).all(axis=1) for leaf in jax.tree.leaves(position)]
-    lost.append(~jnp.isfinite(jax.vmap(potential)(position)))
-    is_lost = jnp.stack(lost).any(axis=0)
+    """The report of ``num_steps`` Langevin steps that ended at ``position``, for one more evaluation of the energy."""
+    is_lost = _is_lost(position, jax.vmap(potential)(position))
     return step_info(
         is_lost.shape[0], is_divergent=is_lost, num_gradients=num_steps, num_energies=1, num_nonfinite=is_lost
     )
+
+
+def _is_lost(position: PyTree, energy: Array) -> Array:
+    """Nothing is rejected, so a chain whose position or energy is not finite is lost: ``(chain,)``."""
+    lost = [~jnp.isfinite(leaf.reshape(leaf.shape[0], -1)).all(axis=1) for leaf in jax.tree.leaves(position)]
+    return jnp.stack([*lost, ~jnp.isfinite(energy)]).any(axis=0)
+
+
+class EvaluatedState(NamedTuple):
+    """Positions ``(chain, *event)`` with minus the energy ``(chain,)`` and its gradient there."""
+
+    position: PyTree
+    logdensity: Array
+    logdensity_grad: PyTree
+
+
+def langevin_algorithm(
+    potential: Potential,
+    tunables: dict[str, Array],
+    *,
+    antithetic: bool,
+    project: Callable[[PyTree], PyTree] = lambda position: position,
+) -> SamplingAlgorithm:
+    """Langevin steps of a population, each put where it belongs by ``project``, at one gradient per step.
+
+    A step is judged by the energy that comes with the gradient of the next one.
+    """
+
+    def evaluated(position: PyTree) -> EvaluatedState:
+        dtype = jnp.result_type(*jax.tree.leaves(position))
+        return EvaluatedState(
+            position, *jax.vmap(jax.value_and_grad(lambda event: -jnp.asarray(potential(event), dtype)))(position)
+        )
+
+    def init(position: PyTree, rng_key: Key | None = None) -> EvaluatedState:
+        return evaluated(position)
+
+    def step(rng_key: Key, state: Any) -> tuple[Any, Info]:
+        gradient = jax.tree.map(jnp.negative, state.logdensity_grad)
+        moved = step_along(rng_key, state.position, gradient, tunables, antithetic=antithetic)
+        state = evaluated(project(moved))
+        is_lost = _is_lost(state.position, state.logdensity)
+        info = step_info(is_lost.shape[0], is_divergent=is_lost, num_gradients=1, num_nonfinite=is_lost)
+        return state, info
+
+    return SamplingAlgorithm(init, step)
 
 
 @dataclass(frozen=True)
@@ -195,14 +247,7 @@ class _Langevin:
         return langevin_temperature(tunables)
 
     def __call__(self, potential: Potential, **tunables: Any) -> SamplingAlgorithm:
-        def init(position: PyTree, rng_key: Key | None = None) -> LangevinState:
-            return LangevinState(position)
-
-        def step(rng_key: Key, state: Any) -> tuple[Any, Info]:
-            position = take_langevin_step(rng_key, potential, state.position, tunables, antithetic=self.antithetic)
-            return LangevinState(position), langevin_info(potential, position, 1)
-
-        return SamplingAlgorithm(init, step)
+        return langevin_algorithm(potential, tunables, antithetic=self.antithetic)
 
 
 def is_langevin(kernel: Kernel) -> bool:

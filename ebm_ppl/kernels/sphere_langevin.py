@@ -10,14 +10,8 @@ from blackjax.base import SamplingAlgorithm
 from jax.tree_util import Partial
 
 from ebm_ppl.checks import check_unit_vectors
-from ebm_ppl.kernels.scaled_langevin import (
-    LangevinState,
-    langevin_info,
-    langevin_temperature,
-    langevin_tunables,
-    take_langevin_step,
-)
-from ebm_ppl.types import Array, Info, Kernel, Key, Potential, PyTree
+from ebm_ppl.kernels.scaled_langevin import langevin_algorithm, langevin_temperature, langevin_tunables
+from ebm_ppl.types import Array, Kernel, Potential, PyTree
 
 
 def sphere_langevin(
@@ -41,6 +35,7 @@ def sphere_langevin(
         A kernel with one gradient per step, for events ``(d,)`` of length 1, and no acceptance rate.
 
     Raises:
+        TypeError: an argument is no real number.
         ValueError: an argument is not finite and positive. When it runs: chains that are not unit vectors, a potential
             whose support is another than the sphere, or antithetic noise for an odd number of chains.
 
@@ -80,17 +75,12 @@ class _SphereLangevin:
             )
 
     def __call__(self, potential: Potential, **tunables: Any) -> SamplingAlgorithm:
-        def init(position: PyTree, rng_key: Key | None = None) -> LangevinState:
-            return LangevinState(position)
-
-        def step(rng_key: Key, state: Any) -> tuple[Any, Info]:
-            moved = take_langevin_step(rng_key, potential, state.position, tunables, antithetic=self.antithetic)
+        def to_sphere(moved: Array) -> Array:
             # Scaled first, so that the square of a long step is a number.
             moved = moved / jnp.max(jnp.abs(moved), axis=-1, keepdims=True)
-            position = moved / jnp.linalg.norm(moved, axis=-1, keepdims=True)
-            return LangevinState(position), langevin_info(potential, position, 1)
+            return moved / jnp.linalg.norm(moved, axis=-1, keepdims=True)
 
-        return SamplingAlgorithm(init, step)
+        return langevin_algorithm(potential, tunables, antithetic=self.antithetic, project=to_sphere)
 
 
 def _is_sphere(support: Any, size: int) -> bool:
