@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import jax
 
-from ebm_ppl.checkpoint.states import State, on_host, restore, wait_for_all_processes
+from ebm_ppl.checkpoint.states import State, arrays_and_manifest, restore, wait_for_all_processes
 from ebm_ppl.checkpoint.storage import PARTIAL, write
 from ebm_ppl.checks import check_count
 from ebm_ppl.errors import CheckpointError
@@ -88,7 +88,7 @@ class Checkpoints:
                 f"{step}; expected a directory of this run alone. Restore from it, use another directory, or remove what "
                 "is in the way."
             )
-        arrays, manifest = on_host(state)
+        arrays, manifest = arrays_and_manifest(state)
         if jax.process_index() == 0:
             if self._writer is None:
                 self._write(step, arrays, manifest)

@@ -47,7 +47,7 @@ def described_structure(tree: PyTree) -> dict[str, str]:
     return dict(_nodes(jax.tree.structure(named(tree)), ""))
 
 
-def _nodes(structure: PyTreeDef, path: str) -> Iterator[tuple[str, str]]:
+def _nodes(structure: Any, path: str) -> Iterator[tuple[str, str]]:
     node = structure.node_data()
     if node is None:  # a leaf
         return

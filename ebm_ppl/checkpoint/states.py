@@ -14,6 +14,7 @@ from ebm_ppl.checkpoint.naming import described_structure, in_words, named_leave
 from ebm_ppl.checkpoint.storage import array_entry, opened, read_array, write
 from ebm_ppl.checks import is_traced
 from ebm_ppl.errors import CheckpointError
+from ebm_ppl.meshes import on_host
 from ebm_ppl.training import TrainState
 from ebm_ppl.types import PyTree
 
@@ -46,7 +47,7 @@ def save(path: str | os.PathLike[str], state: PyTree) -> None:
         >>> bool(jnp.all(restored.potential.head.weight == net.head.weight))
         True
     """
-    arrays, manifest = on_host(state)
+    arrays, manifest = arrays_and_manifest(state)
     if jax.process_index() == 0:
         write(Path(path), arrays, manifest)
     wait_for_all_processes()
@@ -76,11 +77,11 @@ def restore(path: str | os.PathLike[str], like: State, *, check_structure: bool 
         See :func:`save`.
     """
     with opened(Path(path)) as (manifest, file):
-        template: Any = _with_key_of(like, manifest)
+        template: Any = with_key_of(like, manifest)
         leaves = named_leaves(template)
         if check_structure:
-            _check_structure(str(path), manifest, template)
-        _check_names(str(path), manifest, leaves)
+            check_same_structure(str(path), manifest, template)
+        check_leaves(str(path), manifest, leaves)
         found = {name: _restored(Path(path), file, manifest, name, leaf) for name, leaf in leaves.items()}
     return with_leaves(template, found)
 
@@ -104,7 +105,7 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
         return manifest
 
 
-def on_host(state: PyTree) -> tuple[dict[str, np.ndarray], Manifest]:
+def arrays_and_manifest(state: PyTree) -> tuple[dict[str, np.ndarray], Manifest]:
     """The arrays of a state as NumPy's, and its manifest. With many processes this waits for all of them."""
     arrays: dict[str, np.ndarray] = {}
     entries: dict[str, dict[str, Any]] = {}
@@ -112,12 +113,12 @@ def on_host(state: PyTree) -> tuple[dict[str, np.ndarray], Manifest]:
     for name, leaf in named_leaves(state).items():
         if is_traced(leaf):
             raise TypeError(f"state: {name} is being traced, expected numbers. Save outside of jit.")
-        if not _is_array(leaf):
-            values[name] = leaf if _is_number(leaf) else in_words(leaf)
+        if not is_array(leaf):
+            values[name] = described_leaf(leaf)
             continue
-        arrays[name] = _host_array(name, jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+        arrays[name] = _host_array(name, jax.random.key_data(leaf) if is_random_key(leaf) else leaf)
         entries[name] = array_entry(name, arrays[name])
-        if _is_key(leaf):
+        if is_random_key(leaf):
             entries[name]["key_impl"] = str(jax.random.key_impl(leaf))
     step = int(state.step) if isinstance(state, TrainState) else None
     return arrays, Manifest(entries, values, described_structure(state), step, environment())
@@ -130,27 +131,32 @@ def wait_for_all_processes() -> None:
 
 
 def _host_array(name: str, leaf: Any) -> np.ndarray:
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable and not leaf.is_fully_replicated:
-        leaf = multihost_utils.process_allgather(leaf, tiled=True)
-    array = np.asarray(leaf)
+    array = np.asarray(on_host(leaf))
     if array.dtype.hasobject or array.dtype.kind in "SUMm":
         raise TypeError(f"state: {name} has dtype {array.dtype}, expected numbers.")
     return array
 
 
-def _is_array(leaf: Any) -> bool:
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf is saved as an array, rather than described."""
     return isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
 
 
-def _is_key(leaf: Any) -> bool:
+def is_random_key(leaf: Any) -> bool:
+    """Whether an array is one of typed random keys."""
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def described_leaf(leaf: Any) -> Any:
+    """What is saved of a leaf that is no array: a number as it is, the name of a function."""
+    return leaf if _is_number(leaf) else in_words(leaf)
 
 
 def _is_number(leaf: Any) -> bool:
     return isinstance(leaf, bool | int | float | str)
 
 
-def _with_key_of(like: Any, manifest: Manifest) -> Any:
+def with_key_of(like: Any, manifest: Manifest) -> Any:
     """A training state has a key exactly where the saved one has: a fresh one has none yet."""
     if not isinstance(like, TrainState):
         return like
@@ -165,7 +171,12 @@ def _with_key_of(like: Any, manifest: Manifest) -> Any:
         return like  # an implementation that this JAX does not know; said below, where keys are compared
 
 
-def _check_structure(path: str, manifest: Manifest, like: PyTree) -> None:
+def check_same_structure(path: str, manifest: Manifest, like: PyTree) -> None:
+    """A saved state must consist of the same parts as ``like``.
+
+    Raises:
+        CheckpointError: it does not.
+    """
     expected = described_structure(like)
     for name in [*expected, *(name for name in manifest.structure if name not in expected)]:
         saved, wanted = manifest.structure.get(name, "nothing"), expected.get(name, "nothing")
@@ -182,7 +193,12 @@ def _short(text: str, width: int = 300) -> str:
     return text if len(text) <= width else text[:width] + " ..."
 
 
-def _check_names(path: str, manifest: Manifest, leaves: dict[str, Any]) -> None:
+def check_leaves(path: str, manifest: Manifest, leaves: dict[str, Any]) -> None:
+    """A saved state must have the leaves of ``like``: names, kinds, types and shapes.
+
+    Raises:
+        CheckpointError: it has not.
+    """
     saved = manifest.arrays.keys() | manifest.values.keys()
     for names, words in ((leaves.keys() - saved, "lacks"), (saved - leaves.keys(), "has what `like` has not:")):
         if names:
@@ -192,13 +208,12 @@ def _check_names(path: str, manifest: Manifest, leaves: dict[str, Any]) -> None:
                 entry=min(names),
             )
     for name, leaf in leaves.items():
-        is_array = _is_array(leaf)
-        if is_array != (name in manifest.arrays):
-            kinds = ("an array", "none") if not is_array else ("no array", "one")
+        if is_array(leaf) != (name in manifest.arrays):
+            kinds = ("no array", "one") if is_array(leaf) else ("an array", "none")
             raise CheckpointError(f"has {kinds[0]} where `like` has {kinds[1]}.", path=path, entry=name)
-        if not is_array:
+        if not is_array(leaf):
             continue
-        entry, is_key = manifest.arrays[name], _is_key(leaf)
+        entry, is_key = manifest.arrays[name], is_random_key(leaf)
         impl = str(jax.random.key_impl(leaf)) if is_key else None
         if entry.get("key_impl") != impl:
             raise CheckpointError(
@@ -216,18 +231,25 @@ def _check_names(path: str, manifest: Manifest, leaves: dict[str, Any]) -> None:
             )
 
 
+def other_leaf(path: str, manifest: Manifest, name: str, like: Any) -> Any:
+    """A leaf that is no array: the saved number, or the function of ``like``.
+
+    Raises:
+        CheckpointError: the saved one is of another kind, or another function.
+    """
+    saved = manifest.values[name]
+    if _is_number(like) and type(saved) is type(like):
+        return saved
+    if saved != described_leaf(like):
+        wanted = _short(repr(described_leaf(like)))
+        raise CheckpointError(f"has {_short(repr(saved))} where `like` has {wanted}.", path=path, entry=name)
+    return like
+
+
 def _restored(path: Path, file: Any, manifest: Manifest, name: str, like: Any) -> Any:
-    if not _is_array(like):
-        saved = manifest.values[name]
-        if _is_number(like) and type(saved) is type(like):
-            return saved
-        expected = like if _is_number(like) else in_words(like)
-        if saved != expected:
-            raise CheckpointError(
-                f"has {_short(repr(saved))} where `like` has {_short(repr(expected))}.", path=str(path), entry=name
-            )
-        return like
-    if _is_key(like):
+    if not is_array(like):
+        return other_leaf(str(path), manifest, name, like)
+    if is_random_key(like):
         data = read_array(path, file, manifest, name, np.dtype(np.uint32))
         return jax.random.wrap_key_data(_placed(data, None), impl=manifest.arrays[name]["key_impl"])
     array = read_array(path, file, manifest, name, np.dtype(like.dtype))
