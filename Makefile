@@ -35,7 +35,7 @@ PYTEST_ARGS ?=
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 XLA_FLAGS="$$XLA_FLAGS --xla_cpu_multi_thread_eigen=false" \
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses=8
 
-.PHONY: help install demo test examples test-slow lint format docs tutorials bench lock clean distclean
+.PHONY: help install demo test examples test-slow lint format docs tutorials bench soak lock clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -77,6 +77,10 @@ tutorials: $(STAMP) ## execute the notebooks in tutorials/ (EBM_PPL_REDUCED=1 fo
 
 bench: $(STAMP) ## run the benchmarks: a table, and JSON in outputs/bench/
 	$(BIN)/python -m tests.benchmarks
+
+SOAK_SECONDS ?= 3600
+soak: $(STAMP) ## train for an hour (SOAK_SECONDS=600: ten minutes) and compare memory early and late
+	EBM_PPL_SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m pytest tests/test_soak.py -m slow $(PYTEST_ARGS)
 
 # `make lock` keeps the pins that still satisfy pyproject.toml; `make lock UPGRADE=1` takes the newest releases.
 # Each minor is resolved for every platform at once; a pin needs no marker that repeats which minor its file is for.

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ebm_ppl.meshes import over_chains
 from ebm_ppl.types import Array, Batch, Key, PyTree
 
 
@@ -43,25 +44,35 @@ class ShuffledRows(eqx.Module):
         return jax.tree.leaves(self.data)[0].shape[0]
 
     def begin(self, key: Key, step: Array) -> Array:
-        """The order of all rows in the epoch of ``step``, ``(num_rows,)``."""
+        """The order of all rows in the epoch of ``step``, ``(num_rows,)``; anything where ``step`` begins a new one."""
+        if self.batch_size == self.num_rows:
+            return jnp.arange(self.num_rows)
+        return jax.lax.cond(
+            self._begins_epoch(step), lambda: jnp.arange(self.num_rows), lambda: self._order(key, step)
+        )
+
+    def take(self, key: Key, step: Array, carry: Array) -> tuple[Batch, Array]:
+        """The rows of update ``step``, and the order of its epoch."""
+        if self.batch_size == self.num_rows:
+            return over_chains(self.data, step), carry
+        # A new epoch's shuffle is drawn when its first batch is due, not every update: sorting costs.
+        order = jax.lax.cond(self._begins_epoch(step), lambda: self._order(key, step), lambda: carry)
+        index = self._index(order, step)
+        # On a mesh every device gets its rows of the batch, wherever they were.
+        return over_chains(jax.tree.map(lambda x: x[index], self.data), step), order
+
+    def rows(self, key: Key, step: Array) -> np.ndarray:
+        """Indices of the rows of update ``step``, ``(batch_size,)``."""
+        return np.asarray(self._index(self._order(key, step), step))
+
+    def _order(self, key: Key, step: Array) -> Array:
         if self.batch_size == self.num_rows:
             return jnp.arange(self.num_rows)
         epoch = step // (self.num_rows // self.batch_size)
         return jax.random.permutation(jax.random.fold_in(key, epoch), self.num_rows)
 
-    def take(self, key: Key, step: Array, carry: Array) -> tuple[Batch, Array]:
-        """The rows of update ``step``, and the order of its epoch."""
-        if self.batch_size == self.num_rows:
-            return self.data, carry
-        # A new epoch's shuffle is drawn when its first batch is due, not every update: sorting costs.
-        is_new = step % (self.num_rows // self.batch_size) == 0
-        order = jax.lax.cond(is_new, lambda: self.begin(key, step), lambda: carry)
-        index = self._index(order, step)
-        return jax.tree.map(lambda x: x[index], self.data), order
-
-    def rows(self, key: Key, step: Array) -> np.ndarray:
-        """Indices of the rows of update ``step``, ``(batch_size,)``."""
-        return np.asarray(self._index(self.begin(key, step), step))
+    def _begins_epoch(self, step: Array) -> Array:
+        return step % (self.num_rows // self.batch_size) == 0
 
     def _index(self, order: Array, step: Array) -> Array:
         position = step % (self.num_rows // self.batch_size)
@@ -79,7 +90,7 @@ class LoadedBatches(eqx.Module):
 
     def take(self, key: Key, step: Array, carry: None) -> tuple[Batch, None]:
         """The batch of update ``step``."""
-        return jax.tree.map(lambda x: x[step - self.first], self.stacked), None
+        return over_chains(jax.tree.map(lambda x: x[step - self.first], self.stacked), step), None
 
     def rows(self, key: Key, step: Array) -> np.ndarray:
         """All of the batch, by its own indices."""

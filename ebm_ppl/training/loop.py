@@ -141,24 +141,25 @@ def fit(
     )
     history: list[dict[str, np.ndarray]] = []
     best = None if early_stopping is None else BestSoFar(early_stopping, state)
-    first, made_before, known = int(state.step), 0, set[str]()
+    first, made_before, known, carry = int(state.step), 0, set[str](), None
     try:
         # tqdm's disable=None means "only on a terminal".
         with tqdm(total=num_steps, unit="update", disable=None if progress_bar is None else not progress_bar) as bar:
             for batches, available in chunks:
                 wanted = min(report_every, num_steps - made_before, available)
-                chunk = run(key, state, batches, jnp.asarray(wanted, jnp.int32))
+                carry = _begun(key, state.step, batches) if carry is None else carry
+                chunk = run(key, state, batches, carry, jnp.asarray(wanted, jnp.int32))
                 made = int(chunk.made)
                 report = {name: np.asarray(values)[:made] for name, values in chunk.metrics.items()}
                 if made < wanted:
-                    last_good = run(key, state, batches, chunk.made).state if made else state
+                    last_good = run(key, state, batches, carry, chunk.made).state if made else state
                     saver.save_now(last_good)
                     raise training_failure(key, last_good, chunk.state, batches, _joined([*history, report]))
                 known |= warn_of_new(unhealthy(report, first + made_before), known)
                 if evaluate is not None:
                     report |= evaluated(evaluate, chunk.state)
                 # Together, so that an interruption finds a state and its history.
-                state, made_before = chunk.state, made_before + made
+                state, carry, made_before = chunk.state, chunk.carry, made_before + made
                 history.append(report)
                 saver.save_if_due(state)
                 bar.update(made)
@@ -186,8 +187,15 @@ MUST_BE_FINITE = ("loss", "grad_norm", "sampler_loss", "sampler_grad_norm")
 
 class _Chunk(NamedTuple):
     state: TrainState
+    carry: PyTree
     made: Array
     metrics: dict[str, Array]
+
+
+@eqx.filter_jit
+def _begun(key: Key, step: Array, batches: Batches) -> PyTree:
+    """What batches carry into the first chunk; from chunk to chunk it is handed on, since shuffling many rows costs."""
+    return batches.begin(jax.random.split(key)[0], step)
 
 
 @eqx.filter_jit
@@ -195,6 +203,7 @@ def _run_chunk(
     key: Key,
     state: TrainState,
     batches: Batches,
+    carry: PyTree,
     wanted: Array,
     *,
     objective: Objective,
@@ -231,12 +240,11 @@ def _run_chunk(
         buffers = {name: values.at[made].set(metrics[name]) for name, values in buffers.items()}
         return made + healthy, healthy, arrays, carry, buffers
 
-    carry = batches.begin(data_key, state.step)
     shapes = jax.eval_shape(lambda: update(arrays, carry)[2])
     buffers = {name: jnp.zeros((buffer_size, *shape.shape), shape.dtype) for name, shape in shapes.items()}
     start = (jnp.zeros((), jnp.int32), jnp.ones((), bool), arrays, carry, buffers)
-    made, _, arrays, _, buffers = jax.lax.while_loop(lambda loop: loop[1] & (loop[0] < wanted), body, start)
-    return _Chunk(eqx.combine(arrays, static), made, buffers)
+    made, _, arrays, carry, buffers = jax.lax.while_loop(lambda loop: loop[1] & (loop[0] < wanted), body, start)
+    return _Chunk(eqx.combine(arrays, static), carry, made, buffers)
 
 
 def _joined(history: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
