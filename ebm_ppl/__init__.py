@@ -48,6 +48,7 @@ _ON_USE = (
     "plots",
     "recipes",
     "replay",
+    "sharding",
     "targets",
     "testing",
 )

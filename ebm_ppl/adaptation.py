@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from blackjax.adaptation.step_size import dual_averaging_adaptation
 from jax.tree_util import Partial
 
-from ebm_ppl.checks import check_count, check_finite_energy, check_positive, is_traced
+from ebm_ppl.checks import check_count, check_finite_energy, check_one, check_positive, is_traced
 from ebm_ppl.partials import function_behind
 from ebm_ppl.proposals import TakenApart, hold
 from ebm_ppl.sampling import advance, check_sampler
@@ -35,6 +35,7 @@ def set_tunables(sampler: SamplerState, /, **changes: Any) -> SamplerState:
     """The same chains with other tunables; nothing recompiles while shapes and dtypes stay.
 
     Raises:
+        TypeError: an argument is of another type.
         ValueError: the kernel has no tunable of that name, a concrete step size is not finite and positive, or the
             kernel itself refuses the value.
 
@@ -115,8 +116,7 @@ def tune_step_size(
         Nesterov (2009), Primal-dual subgradient methods; Hoffman, Gelman (2014), arXiv:1111.4246, section 3.2.
     """
     check_target_acceptance("target_acceptance", target_acceptance)
-    check_count("num_iterations", num_iterations)
-    check_count("num_steps", num_steps)
+    num_iterations, num_steps = check_count("num_iterations", num_iterations), check_count("num_steps", num_steps)
     check_sampler(potential, sampler)
     check_tunable_step(sampler)
     check_finite_energy("sampler", potential, sampler.position, what="chain")
@@ -140,10 +140,10 @@ def check_target_acceptance(name: str, value: float) -> None:
     """A number strictly between 0 and 1.
 
     Raises:
+        TypeError: it is not a real number.
         ValueError: otherwise.
     """
-    if not 0.0 < float(value) < 1.0:
-        raise ValueError(f"{name}: got {value}, expected a rate strictly between 0 and 1.")
+    check_one(name, value, lambda x: (x > 0.0) & (x < 1.0), "a rate strictly between 0 and 1")
 
 
 def check_tunable_step(sampler: SamplerState) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from jax.core import Tracer
 
 from ebm_ppl.errors import NonFiniteEnergyError
+from ebm_ppl.meshes import num_parts, on_host, over_chains
 from ebm_ppl.partials import function_behind
 from ebm_ppl.types import AuxiliaryKernel, FreshPopulation, Kernel, Potential, PyTree
 
@@ -144,9 +145,11 @@ def _as_real(name: str, value: Any, expected: str) -> jax.Array:
     check_precision(name, value)
     try:
         # An option that is known while a program around it is being compiled stays known, so that it can be checked.
-        with contextlib.nullcontext() if is_traced(value) else jax.ensure_compile_time_eval():
+        # A number beyond float32 becomes an infinity, which the caller refuses.
+        known = contextlib.nullcontext() if is_traced(value) else jax.ensure_compile_time_eval()
+        with known, np.errstate(over="ignore"):
             array = jnp.asarray(value)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:  # JAX has a ValueError for None
         raise TypeError(f"{name}: got {value!r}, expected {expected}.") from error
     if jnp.issubdtype(array.dtype, jnp.complexfloating) or array.dtype == jnp.bool_:
         raise TypeError(f"{name}: got dtype {array.dtype}, expected {expected}.")
@@ -179,27 +182,83 @@ def check_precision(name: str, tree: PyTree) -> None:
             )
 
 
-def check_probability(name: str, value: Any) -> None:
-    """A number in [0, 1].
+def as_floats(name: str, values: Any) -> jax.Array:
+    """Finite real numbers as a floating JAX array, in the precision of the session.
+
+    For numbers that are options, such as a ladder of temperatures. NumPy makes them 64-bit unasked (``np.linspace``), so in
+    a 32-bit session they are cast without a word.
 
     Raises:
-        ValueError: a concrete ``value`` is outside [0, 1] or NaN.
+        TypeError: ``values`` are not real numbers.
+        ValueError: concrete ``values`` are NaN or infinite.
+
+    Example:
+        >>> as_floats("levels", [1, 0.5]).tolist()
+        [1.0, 0.5]
     """
-    if not is_traced(value) and not 0.0 <= float(value) <= 1.0:
-        raise ValueError(f"{name}: got {value}, expected a probability in [0, 1].")
+    if isinstance(values, np.ndarray) and values.dtype == np.float64 and not _is_64_bit():
+        with np.errstate(over="ignore"):
+            values = values.astype(np.float32)
+    return check_real(name, values).astype(jnp.result_type(float))
+
+
+def check_one(name: str, value: Any, condition: Callable[[jax.Array], jax.Array], expected: str) -> jax.Array:
+    """One real number for which a condition holds, as a floating array of shape ``()``.
+
+    Raises:
+        TypeError: ``value`` is not a real number.
+        ValueError: several numbers, or a concrete one for which the condition does not hold.
+
+    Example:
+        >>> float(check_one("confidence", 0.5, lambda x: (x > 0) & (x < 1), "a number between 0 and 1"))
+        0.5
+    """
+    array = _as_real(name, value, expected)
+    if array.shape != () or (not is_traced(array) and not _holds(condition, array)):
+        raise ValueError(f"{name}: got {value}, expected {expected}.")
+    return array
+
+
+def as_number(name: str, value: Any) -> float:
+    """One finite real number as Python's, with all its digits.
+
+    Raises:
+        TypeError: ``value`` is not a real number.
+        ValueError: several numbers, NaN or an infinity.
+
+    Example:
+        >>> as_number("scale", np.float64(0.1))
+        0.1
+    """
+    check_one(name, value, jnp.isfinite, "one finite number")
+    return float(value)
+
+
+def check_probability(name: str, value: Any) -> jax.Array:
+    """A number in [0, 1], as an array.
+
+    Raises:
+        TypeError: ``value`` is not a real number.
+        ValueError: a concrete ``value`` is outside [0, 1] or NaN, or several numbers.
+    """
+    return check_one(name, value, lambda x: (x >= 0.0) & (x <= 1.0), "a probability in [0, 1]")
 
 
 def check_levels(name: str, levels: Sequence[float], count: int) -> tuple[float, ...]:
     """So many increasing numbers in (0, 1).
 
     Raises:
+        TypeError: they are not numbers.
         ValueError: another number of them, or they do not increase in (0, 1).
 
     Example:
         >>> check_levels("levels", [0.25, 0.5], 2)
         (0.25, 0.5)
     """
-    levels = tuple(float(level) for level in levels)
+    try:
+        levels = tuple(float(level) for level in levels)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}: got {levels!r}, expected {count} increasing levels in (0, 1).") from error
     is_increasing = all(low < high for low, high in zip((0.0, *levels), (*levels, 1.0), strict=True))
     if len(levels) != count or not is_increasing:
         raise ValueError(f"{name}: got {levels}, expected {count} increasing levels in (0, 1).")
@@ -224,6 +283,43 @@ def as_array(name: str, value: Any) -> jax.Array:
         return jnp.asarray(value)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name}: got {type(value).__name__}, expected an array of shape (row, *event).") from error
+
+
+def as_rows(name: str, rows: PyTree) -> PyTree:
+    """Arrays of numbers with a leading axis of at least one row; their values are not looked at.
+
+    Raises:
+        TypeError: a leaf is not an array of numbers.
+        ValueError: no arrays, an array without rows, or differing numbers of rows.
+
+    Example:
+        >>> as_rows("batch", {"x": np.zeros((4, 2), np.float32)})["x"].shape
+        (4, 2)
+    """
+    rows = jax.tree.map(lambda leaf: as_array(name, leaf), rows)
+    counts = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(rows)}
+    if len(counts) != 1 or not counts.isdisjoint({(), (0,)}):
+        raise ValueError(
+            f"{name}: got arrays with leading axes {sorted(counts)}, expected one number of rows, at least one, for all: "
+            "(row, *event)."
+        )
+    return rows
+
+
+def check_key(name: str, key: Any) -> None:
+    """One random key, of either kind that JAX has.
+
+    Raises:
+        TypeError: it is something else, or several keys.
+
+    Example:
+        >>> check_key("key", jax.random.key(0))
+    """
+    try:
+        jax.eval_shape(lambda key: jax.random.bits(key, ()), key)
+    except (TypeError, ValueError) as error:
+        found = f"shape {jnp.shape(key)} of {key.dtype}" if hasattr(key, "dtype") else type(key).__name__
+        raise TypeError(f"{name}: got {found}, expected one random key such as jax.random.key(0).") from error
 
 
 def check_potential(potential: Potential, event: PyTree, *, name: str = "potential", arguments: Sequence = ()) -> None:
@@ -300,7 +396,7 @@ def check_rows(name: str, data: Any, *, event_shape: tuple[int, ...] | None = No
 
 
 def _refuse_rows(name: str, array: jax.Array, bad: jax.Array, what: str, expected: str) -> None:
-    bad_rows = np.asarray(bad).reshape(array.shape[0], -1).any(axis=1)
+    bad_rows = on_host(bad).reshape(array.shape[0], -1).any(axis=1)
     if bad_rows.any():
         first = int(np.argmax(bad_rows))
         raise ValueError(
@@ -328,7 +424,7 @@ def check_unit_vectors(name: str, rows: Any, *, what: str = "row") -> None:
         raise ValueError(f"{name}: got {found}, expected unit vectors, ({what}, d) with d >= 2.")
     if is_traced(rows):
         return
-    length = np.linalg.norm(np.asarray(rows, np.float64), axis=1)
+    length = np.linalg.norm(np.asarray(on_host(rows), np.float64), axis=1)
     bad = ~(np.abs(length - 1.0) <= OFF_SPHERE)
     if bad.any():
         first = int(np.argmax(bad))
@@ -346,7 +442,7 @@ def check_finite_energy(name: str, potential: Potential, rows: PyTree, *, what: 
     """
     if is_traced(potential, rows):
         return
-    energies = np.asarray(map_energy(potential, rows))
+    energies = on_host(map_energy(potential, rows))
     bad = ~np.isfinite(energies)
     if bad.any():
         first = int(np.argmax(bad))
@@ -360,4 +456,10 @@ def check_finite_energy(name: str, potential: Potential, rows: PyTree, *, what: 
 @eqx.filter_jit
 def map_energy(potential: Potential, rows: PyTree) -> jax.Array:
     """Energies of all rows, ``(row,)``, a bounded number of rows at a time so that memory does not grow with them."""
-    return jax.lax.map(potential, rows, batch_size=4096)
+    # Each device of a mesh goes through its own rows.
+    parts = num_parts(rows)
+    if parts == 1 or jax.tree.leaves(rows)[0].shape[0] % parts:
+        return jax.lax.map(potential, rows, batch_size=4096)
+    split = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), rows)
+    energies = jax.vmap(lambda part: jax.lax.map(potential, part, batch_size=4096))(over_chains(split))
+    return over_chains(energies.reshape(-1))

@@ -139,7 +139,7 @@ class EBM(dist.Distribution):
         base = jax.tree.map(_in_session_precision, base)
         batch_shape, one_condition = base.batch_shape, ()
         if condition is not None:
-            condition = jax.tree.map(jnp.asarray, condition)
+            condition = jax.tree.map(lambda leaf: _as_real("condition", leaf), condition)
             batch_shape = _rows_of(condition, batch_shape)
             one_condition = (jax.tree.map(lambda c: c[0], condition),)
         event = jax.ShapeDtypeStruct(base.event_shape, _event_dtype(base))
@@ -162,7 +162,7 @@ class EBM(dist.Distribution):
                 "log_normalizer: got one for the energy of a short run, expected None: "
                 f"{not_a_density(runs[0].num_steps)}. Where nothing changes after its last step, pass potential.plain."
             )
-        value = jnp.asarray(getattr(log_normalizer, "value", log_normalizer))
+        value = _as_real("log_normalizer", getattr(log_normalizer, "value", log_normalizer))
         error = jnp.asarray(getattr(log_normalizer, "standard_error", 0.0))
         try:
             fits = jnp.broadcast_shapes(value.shape, self.batch_shape) == self.batch_shape
@@ -241,11 +241,14 @@ class EBM(dist.Distribution):
         """``log base(x) - U(x)``, shape ``sample_shape + batch_shape``; minus infinity outside the support.
 
         Raises:
+            TypeError: ``value`` is not real numbers.
             ValueError: ``value`` does not end in the event shape, or its rows do not match the batch shape.
         """
         self._require_shown_rows()
-        value = jnp.asarray(value)
+        value = _as_real("value", value)
         value = jnp.broadcast_to(value, self._check_value(value) + self.event_shape)
+        if not value.size:
+            return jnp.zeros(value.shape[: value.ndim - self.event_dim])
         inside, safe = self.inside(value)
         log_prob = self.base.log_prob(safe) - self.energy(safe)
         return jnp.where(inside, log_prob, -jnp.inf)
@@ -285,10 +288,11 @@ class EBM(dist.Distribution):
         """``U(x)``, the base not included: shape ``sample_shape + batch_shape``.
 
         Raises:
-            ValueError: see :meth:`unnormalized_log_prob`.
+            TypeError: see :meth:`unnormalized_log_prob`.
+            ValueError: see there.
         """
         self._require_shown_rows()
-        value = jnp.asarray(value)
+        value = _as_real("value", value)
         lead = self._check_value(value)
         value = jnp.broadcast_to(value, lead + self.event_shape)
         flat = value.reshape(-1, *self.event_shape)
@@ -304,7 +308,8 @@ class EBM(dist.Distribution):
 
         Raises:
             UnknownNormalizerError: no policy has accounted for log Z.
-            ValueError: see :meth:`unnormalized_log_prob`.
+            TypeError: see :meth:`unnormalized_log_prob`.
+            ValueError: see there.
         """
         if self.log_normalizer is None:
             raise UnknownNormalizerError(
@@ -377,6 +382,16 @@ class EBM(dist.Distribution):
             f"EBM(potential={name}, base={type(self.base).__name__}, batch_shape={self.batch_shape}, "
             f"event_shape={self.event_shape}, log Z {kind} with respect to {_reference_measure(self.base)})"
         )
+
+
+def _as_real(name: str, value: Any) -> Array:
+    try:
+        array = jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}: got {type(value).__name__}, expected real numbers.") from error
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise TypeError(f"{name}: got dtype {array.dtype}, expected real numbers.")
+    return array
 
 
 def _in_session_precision(leaf: Any) -> Any:

@@ -81,6 +81,7 @@ def total_variation_projection(bound: float | Array) -> optax.GradientTransforma
         bound: ``beta > 0``.
 
     Raises:
+        TypeError: an argument is no number.
         ValueError: it is not finite and positive.
 
     Example:
@@ -105,6 +106,7 @@ def mean_square_projection(bound: float | Array) -> optax.GradientTransformation
         bound: ``beta > 0``.
 
     Raises:
+        TypeError: an argument is no number.
         ValueError: it is not finite and positive.
 
     Example:
@@ -196,6 +198,7 @@ def measure_descent(
         An optax transformation for a potential whose trainable parameters are such an energy's.
 
     Raises:
+        TypeError: an argument is no number.
         ValueError: ``bound`` is not finite and positive. At ``init``: the regime is another, or there are other
             parameters.
 

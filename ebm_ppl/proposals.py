@@ -11,6 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from ebm_ppl.checks import check_key
 from ebm_ppl.types import Array, HasReference, Key, Potential, PyTree
 
 _WAYS_TO_DRAW = ("sample_and_log_prob", "sample")
@@ -67,12 +68,16 @@ def sample_and_log_prob(distribution: Any, key: Key, num_samples: int) -> tuple[
         key: Random key.
         num_samples: How many.
 
+    Raises:
+        TypeError: ``key`` is not one random key.
+
     Example:
         >>> import jax, numpyro.distributions as dist
         >>> draws, log_prob = sample_and_log_prob(dist.Normal(0.0, 1.0), jax.random.key(0), 3)
         >>> draws.shape, log_prob.shape
         ((3,), (3,))
     """
+    check_key("key", key)  # NumPyro has a bare assertion for it
     if hasattr(distribution, "sample_and_log_prob"):
         if _takes_seed(distribution.sample_and_log_prob):
             return distribution.sample_and_log_prob(seed=key, sample_shape=(num_samples,))

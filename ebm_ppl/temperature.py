@@ -92,6 +92,7 @@ def check_temperature(potential: Potential, data: Batch, *, tolerance: float = 0
         The fitted temperature.
 
     Raises:
+        TypeError: an argument is of another type.
         ValueError: it is off by more than the tolerance and by more than four standard errors, or there is none; and
             what :func:`fitted_temperature` raises.
 

@@ -36,8 +36,8 @@ TOP = {
 }
 
 LAYERS = (
-    {"types", "errors", "partials", "named_fields"},
-    {"checks", "densities", "info", "proposals", "regions", "weights"},
+    {"types", "errors", "partials", "meshes"},
+    {"checks", "densities", "info", "named_fields", "proposals", "regions", "weights"},
     {"potentials", "targets"},
     {"kernels", "flows", "diffusion"},
     {"sampling", "replay"},

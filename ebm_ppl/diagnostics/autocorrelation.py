@@ -4,6 +4,7 @@ import numpy as np
 from scipy.ndimage import uniform_filter1d
 
 from ebm_ppl.checks import check_count
+from ebm_ppl.diagnostics.guarded import as_real_numbers
 
 
 def autocorrelation_time(history: dict[str, np.ndarray], num_steps: int, *, window: int = 100) -> np.ndarray:
@@ -27,6 +28,7 @@ def autocorrelation_time(history: dict[str, np.ndarray], num_steps: int, *, wind
         ``(step,)``; at least 1, infinite where energies did not change, NaN where they are all the same.
 
     Raises:
+        TypeError: an argument is of another type.
         ValueError: the history has no ``energy_autocorrelation``, or a count is below 1.
 
     Example:
@@ -43,9 +45,11 @@ def autocorrelation_time(history: dict[str, np.ndarray], num_steps: int, *, wind
             "history: has no 'energy_autocorrelation', expected that of an objective with negatives whose kernel holds its "
             "energies, such as persistent_contrastive_divergence with ebm.kernels.mala."
         )
-    check_count("num_steps", num_steps)
-    correlation = np.asarray(history["energy_autocorrelation"], np.float64)
-    smooth = uniform_filter1d(correlation, min(check_count("window", window), correlation.size), mode="nearest")
+    num_steps, window = check_count("num_steps", num_steps), check_count("window", window)
+    correlation = as_real_numbers("history", history["energy_autocorrelation"])
+    if correlation.size == 0:
+        return correlation
+    smooth = uniform_filter1d(correlation, min(window, correlation.size), mode="nearest")
     of_one_step = np.clip(smooth, 0.0, 1.0) ** (1.0 / num_steps)
     with np.errstate(divide="ignore"):
         return (1.0 + of_one_step) / (1.0 - of_one_step)

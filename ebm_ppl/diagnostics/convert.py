@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import arviz_base
+import jax
 import numpy as np
 import xarray as xr
 
@@ -20,6 +21,7 @@ from ebm_ppl.diagnostics.groups import (
 from ebm_ppl.diagnostics.numpyro_runs import from_numpyro
 from ebm_ppl.info import HAMILTONIAN
 from ebm_ppl.kernels.smc import SMCResult
+from ebm_ppl.meshes import on_host
 from ebm_ppl.normalizer.result import LogNormalizer
 from ebm_ppl.sampling import Draws
 from ebm_ppl.types import SamplerState
@@ -79,8 +81,10 @@ def to_datatree(
         A ``DataTree``; ``to_netcdf(path, engine="h5netcdf")`` stores it.
 
     Raises:
-        TypeError: ``draws``, ``smc`` or ``log_z`` is of another type, or ``superchain_ids`` are no whole numbers.
-        ValueError: ``superchain_ids`` do not fit the chains, or the arrays of ``smc`` or ``log_z`` are of a wrong shape.
+        TypeError: ``draws``, ``sampler``, ``history``, ``smc`` or ``log_z`` is of another type, or ``superchain_ids`` are
+            no whole numbers.
+        ValueError: ``superchain_ids`` do not fit the chains, or the arrays of ``draws``, ``smc`` or ``log_z`` are of a
+            wrong shape.
 
     Example:
         >>> import jax, jax.numpy as jnp, ebm_ppl as ebm
@@ -92,6 +96,14 @@ def to_datatree(
     """
     if not isinstance(draws, Draws):
         raise TypeError(f"draws: got {type(draws).__name__}, expected the result of ebm.draw.")
+    _check_fields(draws)
+    if not isinstance(site, str):
+        raise TypeError(f"site: got {type(site).__name__}, expected the name of a site.")
+    if sampler is not None and not isinstance(sampler, SamplerState):
+        raise TypeError(f"sampler: got {type(sampler).__name__}, expected the result of ebm.init_sampler.")
+    if history is not None and not isinstance(history, Mapping):
+        raise TypeError(f"history: got {type(history).__name__}, expected that of ebm.fit.")
+    draws, smc = on_host((draws, smc))
     positions = named_leaves(site, draws.position)
     potentials = np.asarray(draws.potential)
     finite = [np.isfinite(x).reshape(*potentials.shape, -1).all(axis=-1) for x in [*positions.values(), potentials]]
@@ -146,3 +158,17 @@ def _check_superchains(superchain_ids: Any, num_chains: int) -> np.ndarray:
     if ids.shape != (num_chains,):
         raise ValueError(f"superchain_ids: got shape {ids.shape}, expected ({num_chains},), one number per chain.")
     return ids.astype(np.int64)
+
+
+def _check_fields(draws: Draws) -> None:
+    """One number of chains and draws for all arrays of a trace."""
+    shape = np.shape(draws.potential)
+    for name, field in draws._asdict().items():
+        for leaf in jax.tree.leaves(field):
+            found = np.shape(leaf) if isinstance(leaf, np.ndarray | jax.Array) else ()
+            if len(shape) != 2 or found[:2] != shape or 0 in found:
+                raise ValueError(
+                    f"draws: got {name} of shape {found}, expected (chain, draw, ...) as its energies, {shape}."
+                )
+            if np.dtype(leaf.dtype).kind in "cOUS":
+                raise TypeError(f"draws: got {name} of dtype {leaf.dtype}, expected real numbers.")

@@ -36,6 +36,7 @@ def energy_distance(first: Any, second: Any) -> EnergyDistance:
         The estimate; NaN where a draw is not finite.
 
     Raises:
+        TypeError: ``first`` or ``second`` are no arrays of real numbers.
         ValueError: the events have different shapes, or there are fewer than two draws of one.
 
     Example:
@@ -48,6 +49,9 @@ def energy_distance(first: Any, second: Any) -> EnergyDistance:
         Szekely, Rizzo (2013), Energy statistics: a class of statistics based on distances, equation 5.
     """
     sets = [as_array(name, draws) for name, draws in (("first", first), ("second", second))]
+    for name, one in zip(("first", "second"), sets, strict=True):
+        if jnp.iscomplexobj(one):
+            raise TypeError(f"{name}: got dtype {one.dtype}, expected real numbers.")
     if sets[0].shape[1:] != sets[1].shape[1:] or any(x.ndim == 0 or x.shape[0] < 2 for x in sets):
         raise ValueError(
             f"second: got shape {sets[1].shape} with first of shape {sets[0].shape}, expected at least two draws each, of "

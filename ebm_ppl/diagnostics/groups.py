@@ -13,6 +13,7 @@ import xarray as xr
 
 from ebm_ppl.adaptation import tunables
 from ebm_ppl.kernels.smc import SMCResult
+from ebm_ppl.meshes import on_host
 from ebm_ppl.normalizer.result import LogNormalizer
 from ebm_ppl.partials import function_behind
 from ebm_ppl.types import Kernel, PyTree, SamplerState
@@ -161,7 +162,7 @@ def parameters_sha256(potential: Any) -> str | None:
         return None
     digest = hashlib.sha256()
     for path, leaf in leaves:
-        array = np.asarray(leaf)
+        array = np.asarray(on_host(leaf))
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

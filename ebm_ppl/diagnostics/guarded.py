@@ -19,16 +19,32 @@ def as_series(values: Any) -> np.ndarray:
     """Draws as float64 ``(chain, draw, series)``, from ``(chain, draw, *shape)``.
 
     Raises:
+        TypeError: they are not real numbers.
         ValueError: there are no chain and draw axes.
 
     Example:
         >>> as_series(np.zeros((4, 10, 2, 3))).shape
         (4, 10, 6)
     """
-    values = np.asarray(values, np.float64)
+    values = as_real_numbers("values", values)
     if values.ndim < 2 or values.size == 0:
         raise ValueError(f"values: got shape {values.shape}, expected (chain, draw, ...) with some of each.")
     return values.reshape(*values.shape[:2], -1)
+
+
+def as_real_numbers(name: str, values: Any) -> np.ndarray:
+    """Real numbers in double precision.
+
+    Raises:
+        TypeError: they are something else.
+    """
+    try:
+        array = np.asarray(values)
+        if not np.iscomplexobj(array):
+            return array.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}: got {type(values).__name__}, expected an array of real numbers.") from error
+    raise TypeError(f"{name}: got dtype {array.dtype}, expected an array of real numbers.")
 
 
 def ess(values: Any, *, method: Method = "bulk") -> np.ndarray:
@@ -44,6 +60,7 @@ def ess(values: Any, *, method: Method = "bulk") -> np.ndarray:
         where a draw is not finite.
 
     Raises:
+        TypeError: ``values`` are not real numbers.
         ValueError: ``values`` has no chain and draw axes, or an unknown method.
 
     Example:
@@ -81,7 +98,8 @@ def stuck_chains(series: np.ndarray) -> np.ndarray:
     """
     if series.shape[1] < 2:
         return np.zeros((series.shape[0], series.shape[2]), bool)
-    is_constant = np.ptp(series, axis=1) == 0
+    with np.errstate(invalid="ignore", over="ignore"):  # infinities, whose range is no number
+        is_constant = np.ptp(series, axis=1) == 0
     low, high = series.min(axis=(0, 1)), series.max(axis=(0, 1))
     is_indicator = ((series == low) | (series == high)).all(axis=(0, 1)) & ~is_constant.all(axis=0)
     return is_constant & ~is_indicator
@@ -124,6 +142,7 @@ def rhat_nested(values: Any, superchain_ids: Any) -> np.ndarray:
         ``shape``: infinite where a chain never moved, NaN with fewer than four draws or where a draw is not finite.
 
     Raises:
+        TypeError: ``values`` are not real numbers.
         ValueError: the groups do not fit the chains, are of different sizes, or there is only one.
 
     Example:

@@ -1,5 +1,6 @@
 """How well chains mix: R-hat and effective sample size with guards, and the energy gap."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import arviz_stats
@@ -7,8 +8,9 @@ import jax
 import numpy as np
 import xarray as xr
 
-from ebm_ppl.checks import check_rows, map_energy
-from ebm_ppl.diagnostics.guarded import stuck_chains
+from ebm_ppl.checks import as_rows, check_finite_energy, check_potential, check_rows, map_energy
+from ebm_ppl.diagnostics.guarded import as_real_numbers, stuck_chains
+from ebm_ppl.meshes import on_host
 from ebm_ppl.sampling import Draws
 from ebm_ppl.types import Potential, PyTree
 
@@ -51,6 +53,7 @@ def energy_gap(potential: Potential, data: PyTree, draws: Draws) -> Estimate:
         The gap and its standard error, in units of energy.
 
     Raises:
+        TypeError: an argument is of another type.
         ValueError: empty or non-finite data.
 
     Example:
@@ -62,10 +65,13 @@ def energy_gap(potential: Potential, data: PyTree, draws: Draws) -> Estimate:
         >>> abs(gap.value) < 5 * gap.standard_error
         True
     """
-    leaves, structure = jax.tree.flatten(data)
-    data = jax.tree.unflatten(structure, [check_rows("data", leaf) for leaf in leaves])
-    energies = np.asarray(map_energy(potential, data), dtype=np.float64)
-    chain_means = np.asarray(draws.potential, dtype=np.float64).mean(axis=1)
+    if not isinstance(draws, Draws):
+        raise TypeError(f"draws: got {type(draws).__name__}, expected the result of ebm.draw.")
+    data = jax.tree.map(lambda leaf: check_rows("data", leaf), as_rows("data", data))
+    check_potential(potential, jax.tree.map(lambda leaf: leaf[0], data))
+    energies = np.asarray(on_host(map_energy(potential, data)), dtype=np.float64)
+    chain_means = np.asarray(on_host(draws.potential), dtype=np.float64).mean(axis=1)
+    check_finite_energy("data", potential, data)
     data_error = energies.std(ddof=1) / np.sqrt(energies.size) if energies.size > 1 else np.nan
     chain_error = chain_means.std(ddof=1) / np.sqrt(chain_means.size) if chain_means.size > 1 else np.nan
     return Estimate(float(energies.mean() - chain_means.mean()), float(np.hypot(data_error, chain_error)))
@@ -82,6 +88,7 @@ def rhat(values: Any) -> np.ndarray:
         where none of them did), NaN with one chain, with fewer than four draws, or where a draw is not finite.
 
     Raises:
+        TypeError: ``values`` are not real numbers.
         ValueError: ``values`` has no chain and draw axes.
 
     Example:
@@ -96,7 +103,7 @@ def rhat(values: Any) -> np.ndarray:
     References:
         Vehtari, Gelman, Simpson, Carpenter, Buerkner (2021), arXiv:1903.08008.
     """
-    values = np.asarray(values, dtype=np.float64)
+    values = as_real_numbers("values", values)
     if values.ndim < 2:
         raise ValueError(f"values: got shape {values.shape}, expected (chain, draw, ...).")
     num_chains, num_draws, *shape = values.shape
@@ -185,6 +192,7 @@ def summary(tree: xr.DataTree, *, group: str = "negative_phase", var_names: str 
         A :class:`Summary`.
 
     Raises:
+        TypeError: an argument is of another type.
         ValueError: the tree has no such group or variable.
 
     Example:
@@ -223,7 +231,7 @@ def summary(tree: xr.DataTree, *, group: str = "negative_phase", var_names: str 
         ess_bulk=ess,
         ess_per_gradient=ess / gradients if gradients else np.nan,
         num_gradients=gradients,
-        acceptance_rate=float(statistics["acceptance_rate"].mean()),
+        acceptance_rate=float(np.mean(statistics["acceptance_rate"], dtype=np.float64)),
         frozen_fraction=frozen,
         num_nonfinite=nonfinite,
         num_divergent=divergent,
@@ -236,9 +244,13 @@ def _series(
     tree: xr.DataTree, group: str, var_names: str | list[str] | None
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """All monitored series of a group on one ``(chain, draw, variable)`` axis, and its ``(chain, draw)`` statistics."""
+    if not isinstance(tree, xr.DataTree):
+        raise TypeError(f"tree: got {type(tree).__name__}, expected the result of to_datatree.")
     if group not in tree.children:
         raise ValueError(f"group: got {group!r}, expected one of {sorted(tree.children)}.")
     variables = {str(name): v for name, v in tree[group].to_dataset().data_vars.items()}
+    if not isinstance(var_names, str | Sequence | None):
+        raise TypeError(f"var_names: got {type(var_names).__name__}, expected a name or a list of names.")
     chosen = set(variables) if var_names is None else {var_names} if isinstance(var_names, str) else set(var_names)
     if not chosen or chosen - set(variables):
         raise ValueError(f"var_names: got {var_names!r}, expected some of {sorted(variables)}.")

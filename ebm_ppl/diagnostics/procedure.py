@@ -24,6 +24,7 @@ from ebm_ppl.diagnostics.movement import check_bfmi
 from ebm_ppl.diagnostics.report import Diagnosis
 from ebm_ppl.diagnostics.tempered_runs import Tempered, moving_kernel, run_tempered
 from ebm_ppl.diagnostics.traces import NUM_CHAINS, Trace, generator, given_chains, run_trace, superchains
+from ebm_ppl.meshes import on_host
 from ebm_ppl.partials import function_behind
 from ebm_ppl.proposals import event_like
 from ebm_ppl.sampling import check_sampler
@@ -123,7 +124,7 @@ def diagnose(
     keys = jax.random.split(key, 9)
     rows = _rows(keys[0], subject, data, event)
     chains = given_chains(keys[1], sampler)
-    start = np.asarray(chains.position)
+    start = on_host(chains.position)
     examples = np.concatenate([np.asarray(rows[: len(start)], start.dtype), start])
     watch = Monitor(
         subject.potential, examples[np.isfinite(examples.reshape(len(examples), -1)).all(axis=1)], statistics
@@ -174,7 +175,8 @@ def _rows(key: Key, subject: Subject, data: Any, event: Any) -> Array:
             raise ValueError(f"data: got shape {rows.shape}, expected (row, *{event.shape}) with at least one row.")
     else:
         rows = check_rows("data", rows, event_shape=event.shape, support=subject.ebm.support)
-    return rows[generator(key).permutation(len(rows))[:MAX_ROWS]]
+    # These few are on every process, wherever the data are.
+    return jnp.asarray(on_host(rows[generator(key).permutation(len(rows))[:MAX_ROWS]]))
 
 
 def _temper(

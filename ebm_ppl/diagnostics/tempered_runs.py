@@ -20,6 +20,7 @@ from ebm_ppl.kernels import composed
 from ebm_ppl.kernels.mcmc import from_blackjax, sampler_behind
 from ebm_ppl.kernels.one_step import mala
 from ebm_ppl.kernels.smc import SMCResult, run_tempered_smc
+from ebm_ppl.meshes import on_host
 from ebm_ppl.normalizer.result import LogNormalizer
 from ebm_ppl.normalizer.tempered_smc import tempered_particles
 from ebm_ppl.normalizer.unconstrained import coding_of, row_densities, unconstrain
@@ -159,6 +160,7 @@ def run_tempered(
             num_steps=STEPS_PER_TEMPERATURE,
             max_temperatures=max(longest // 2, 2) if may_widen and num_starts == 1 else longest,
         )
+        batch = on_host(batch)
         batches.append(batch)
         gradients += int(batch.info.num_gradients.sum())
         energies += int(batch.info.num_energies.sum())

@@ -9,6 +9,7 @@ import numpy as np
 from ebm_ppl.checks import map_energy
 from ebm_ppl.diagnostics.monitored import Monitor
 from ebm_ppl.info import HAMILTONIAN
+from ebm_ppl.meshes import on_host
 from ebm_ppl.proposals import sample_and_log_prob
 from ebm_ppl.replay import take_chains
 from ebm_ppl.sampling import Draws, chains_at, draw
@@ -72,7 +73,7 @@ def run_trace(
     spent, thin, gradients, energies = 0.0, 1, 0, 0
     while True:
         sampler, drawn = draw(jax.random.fold_in(key, len(blocks)), potential, sampler, BLOCK)
-        drawn: Draws = jax.tree.map(np.asarray, drawn)
+        drawn: Draws = on_host(drawn)
         if np.ptp(drawn.log_weight) != 0:
             raise ValueError(
                 "sampler: its kernel gives chains weights, expected one whose draws are alike. Diagnose the kernel that "
@@ -125,11 +126,11 @@ def _thinned(draws: Draws, thin: int) -> Draws:
 
 def given_chains(key: Key, sampler: SamplerState) -> SamplerState:
     """Some of the given chains, chosen by their weights where they have any, and without weights from there on."""
-    log_weight = np.asarray(sampler.log_weight)
+    log_weight = on_host(sampler.log_weight)
     is_weighted = bool(np.ptp(log_weight) != 0)
     if sampler.num_chains <= NUM_CHAINS and not is_weighted:
         return sampler
-    weight = np.asarray(normalized_weights(sampler.log_weight), np.float64) if is_weighted else None
+    weight = np.asarray(normalized_weights(jnp.asarray(log_weight)), np.float64) if is_weighted else None
     weight = None if weight is None else weight / weight.sum()
     count = min(sampler.num_chains, NUM_CHAINS)
     index = generator(key).choice(sampler.num_chains, count, replace=is_weighted, p=weight)
@@ -158,7 +159,7 @@ def superchains(
     num_base = 0 if reference is None else NUM_SUPERCHAINS // 3
     num_own = NUM_SUPERCHAINS // 3
     num_rows = NUM_SUPERCHAINS - num_base - num_own
-    rng, own = generator(key), np.asarray(sampler.position)
+    rng, own = generator(key), on_host(sampler.position)
     rows = np.asarray(data, own.dtype)[rng.integers(len(data), size=num_rows + num_base)]
     starts = [rows[:num_rows], own[rng.integers(len(own), size=num_own)]]
     if num_base:

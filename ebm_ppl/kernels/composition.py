@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from blackjax.base import SamplingAlgorithm
 from jax.tree_util import Partial
 
-from ebm_ppl.checks import check_count, is_traced
+from ebm_ppl.checks import as_floats, check_count, is_traced
 from ebm_ppl.info import count_start, run_steps, step_info
 from ebm_ppl.partials import function_behind
 from ebm_ppl.types import (
@@ -68,6 +68,8 @@ def global_local(global_kernel: Kernel, local_kernel: Kernel, num_local: int) ->
         Gabrie, Rotskoff, Vanden-Eijnden (2022), Adaptive Monte Carlo augmented with normalizing flows, arXiv:2105.12603;
         Grenioux, Moulines, Gabrie (2023), arXiv:2306.00684, algorithm 5.
     """
+    _check_part("global_kernel", global_kernel)
+    _check_part("local_kernel", local_kernel)
     num_local = check_count("num_local", num_local)
     parts, tunables = _gather({"global": global_kernel, "local": local_kernel}, (1, num_local))
     return Partial(_whole(_Cycle, _DiscreteCycle, parts), **tunables)
@@ -350,13 +352,7 @@ def _numbered(kernels: Sequence[Kernel]) -> dict[str, Kernel]:
 def _gather(kernels: dict[str, Kernel], num_steps: Sequence[int]) -> tuple[tuple[_Part, ...], dict[str, PyTree]]:
     """The parts, and all their tunables in one dictionary."""
     for label, kernel in kernels.items():
-        if not callable(kernel):
-            raise TypeError(f"{label}: got {type(kernel).__name__}, expected a kernel such as ebm.kernels.mala(0.1).")
-        if isinstance(function_behind(kernel), AuxiliaryKernel):
-            raise TypeError(
-                f"{label}: got a kernel whose chains carry more than their positions, expected one whose state is its "
-                "position: the other parts would move the positions alone. Run it by itself."
-            )
+        _check_part(label, kernel)
     owned = {label: dict(kernel.keywords) if isinstance(kernel, Partial) else {} for label, kernel in kernels.items()}
     count = Counter([*(name for own in owned.values() for name in own), "probabilities"])
     pairs = [(label, own) for label, names in owned.items() for own in names]
@@ -370,8 +366,18 @@ def _gather(kernels: dict[str, Kernel], num_steps: Sequence[int]) -> tuple[tuple
     return parts, {outer[label, own]: owned[label][own] for label, own in pairs}
 
 
+def _check_part(name: str, kernel: Any) -> None:
+    if not callable(kernel):
+        raise TypeError(f"{name}: got {type(kernel).__name__}, expected a kernel such as ebm.kernels.mala(0.1).")
+    if isinstance(function_behind(kernel), AuxiliaryKernel):
+        raise TypeError(
+            f"{name}: got a kernel whose chains carry more than their positions, expected one whose state is its "
+            "position: the other parts would move the positions alone. Run it by itself."
+        )
+
+
 def _check_probabilities(probabilities: Any, num_kernels: int) -> Array:
-    array = jnp.asarray(probabilities, jnp.result_type(float))
+    array = as_floats("probabilities", probabilities)
     if array.shape != (num_kernels,):
         raise ValueError(f"probabilities: got shape {array.shape}, expected one for each of {num_kernels} kernels.")
     if not is_traced(array) and not (bool(jnp.all(array >= 0)) and abs(float(array.sum()) - 1.0) < 1e-5):

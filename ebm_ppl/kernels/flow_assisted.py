@@ -5,6 +5,7 @@ from typing import Any
 from ebm_ppl.kernels.composition import global_local
 from ebm_ppl.kernels.independence import independence
 from ebm_ppl.kernels.isir import isir
+from ebm_ppl.proposals import check_proposal
 from ebm_ppl.types import Kernel
 
 _DEFAULT_POOL = 32
@@ -46,6 +47,7 @@ def flow_assisted(
         Grenioux, Moulines, Gabrie (2023), Balanced training of energy-based models with adaptive flow sampling,
         arXiv:2306.00684; Gabrie, Rotskoff, Vanden-Eijnden (2022), arXiv:2105.12603.
     """
+    check_proposal("flow", flow)
     if method == "isir":
         global_kernel = isir(flow, num_proposals=_DEFAULT_POOL if num_proposals is None else num_proposals)
     elif method == "independence":

@@ -2,9 +2,7 @@
 
 import math
 
-import jax.numpy as jnp
-
-from ebm_ppl.checks import check_count, check_positive
+from ebm_ppl.checks import check_count, check_one, check_positive
 from ebm_ppl.kernels import composed
 from ebm_ppl.kernels.mcmc import from_blackjax
 from ebm_ppl.types import Array, Kernel
@@ -29,6 +27,7 @@ def unadjusted_mclmc(
         A kernel for events of at least two numbers. Two gradients per step.
 
     Raises:
+        TypeError: an argument is no real number.
         ValueError: an argument is not finite and positive.
 
     Example:
@@ -73,6 +72,7 @@ def adjusted_mclmc(
         A kernel that leaves ``exp(-U)`` invariant, for events of at least two numbers. Two gradients per integrator step.
 
     Raises:
+        TypeError: an argument is no number, or no whole number where one is expected.
         ValueError: an argument is not positive.
 
     Example:
@@ -86,7 +86,7 @@ def adjusted_mclmc(
     References:
         Robnik, Cohn-Gordon, Seljak (2025), Metropolis adjusted microcanonical Hamiltonian Monte Carlo, arXiv:2503.01707.
     """
-    factor = jnp.asarray(decoherence_factor, jnp.result_type(float))
+    factor = check_one("decoherence_factor", decoherence_factor, lambda x: x > 0.0, "a number > 0, or infinity")
     return from_blackjax(
         composed.adjusted_mclmc,
         step_size=step_size,

@@ -1,9 +1,8 @@
 """Kernels that propose one step from where a chain is: Langevin, Barker and random-walk proposals."""
 
 import blackjax
-import jax.numpy as jnp
 
-from ebm_ppl.checks import check_positive
+from ebm_ppl.checks import as_floats, check_positive
 from ebm_ppl.kernels import composed
 from ebm_ppl.kernels.mcmc import check_mass, from_blackjax
 from ebm_ppl.types import Array, Kernel
@@ -21,6 +20,7 @@ def mala(step_size: float | Array) -> Kernel:
         rejected, and counted in ``info.num_nonfinite``.
 
     Raises:
+        TypeError: an argument is no real number.
         ValueError: ``step_size`` is not finite and positive.
 
     Example:
@@ -47,6 +47,7 @@ def unadjusted_langevin(step_size: float | Array) -> Kernel:
         step_size: ``eps > 0``, in squared units of ``x``; part of the model when training relies on it.
 
     Raises:
+        TypeError: an argument is no real number.
         ValueError: ``step_size`` is not finite and positive.
 
     Example:
@@ -72,6 +73,7 @@ def barker(step_size: float | Array, *, inverse_mass_matrix: Array | None = None
         A kernel that leaves ``exp(-U)`` invariant. One gradient per step.
 
     Raises:
+        TypeError: an argument is no real number.
         ValueError: ``step_size`` is not finite and positive, or the matrix has the wrong rank.
 
     Example:
@@ -102,6 +104,7 @@ def random_walk(sigma: float | Array) -> Kernel:
         A kernel that leaves ``exp(-U)`` invariant. One energy per step.
 
     Raises:
+        TypeError: an argument is no real number.
         ValueError: ``sigma`` has another rank, or is not finite (and, unless a matrix, positive).
 
     Example:
@@ -115,9 +118,9 @@ def random_walk(sigma: float | Array) -> Kernel:
         Metropolis, Rosenbluth, Rosenbluth, Teller, Teller (1953), Equation of state calculations by fast computing
         machines.
     """
-    scale = jnp.asarray(sigma)
+    scale = as_floats("sigma", sigma)
     if scale.ndim > 2 or (scale.ndim == 2 and scale.shape[0] != scale.shape[1]):
         raise ValueError(f"sigma: got shape {scale.shape}, expected a number, (d,) or (d, d).")
     if scale.ndim < 2:
-        scale = check_positive("sigma", sigma)
+        scale = check_positive("sigma", scale)
     return from_blackjax(composed.random_walk, sigma=scale)

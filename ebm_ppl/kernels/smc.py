@@ -11,6 +11,7 @@ from blackjax.smc.solver import dichotomy
 
 from ebm_ppl.densities import LikeEnergy, LogDensity, as_constant
 from ebm_ppl.info import add_infos, count_start, run_steps, step_info
+from ebm_ppl.meshes import everywhere, over_chains
 from ebm_ppl.types import Array, Event, Info, Kernel, Key, PyTree, Scalar
 
 COLLAPSED = 0.1
@@ -145,13 +146,14 @@ def run_tempered_smc(
         (2013), A general theory of particle filters in hidden Markov models, arXiv:1312.5114; Lee, Whiteley (2018),
         Variance estimation in the particle filter, arXiv:1509.00394 (which treats multinomial resampling).
     """
-    position = jax.lax.stop_gradient(jax.tree.map(jnp.asarray, position))
+    position = over_chains(jax.lax.stop_gradient(jax.tree.map(jnp.asarray, position)), key)
     event = jax.tree.map(lambda x: x[0], position)
     # A loop of unknown length has no reverse derivative.
     start, end = as_constant(start_logdensity, event), as_constant(end_logdensity, event)
 
     def log_ratio(position: PyTree) -> Array:
-        return jax.vmap(lambda event: end(event) - start(event))(position)
+        # Particles are split over a mesh, what is decided by their weights is not: see `everywhere`.
+        return everywhere(jax.vmap(lambda event: end(event) - start(event))(position))
 
     def move(key: Key, position: PyTree, inverse_temperature: Array) -> tuple[PyTree, Info]:
         def bridge(event: Event) -> Scalar:
@@ -252,7 +254,8 @@ def _advance(key: Key, path: _Path, following: Array, log_ratio: Callable, move:
         return jnp.mean(jnp.zeros(num_particles).at[index].set(1.0)).astype(ratio.dtype)
 
     root = path.root[chosen]
-    position, info = move(move_key, jax.tree.map(lambda x: x[chosen], before.position), following)
+    parents = over_chains(jax.tree.map(lambda x: x[chosen], before.position))
+    position, info = move(move_key, parents, following)
     info = info._replace(num_nonfinite=info.num_nonfinite + is_bad, num_energies=info.num_energies + 1)
     new_ratio, end_weight = log_ratio(position), jnp.where(keeps & is_sound, weight, 1.0)
     backwards = -jax.nn.logsumexp(-delta * new_ratio, b=end_weight / num_particles)

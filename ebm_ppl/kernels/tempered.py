@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from blackjax.base import SamplingAlgorithm
 from jax.tree_util import Partial
 
-from ebm_ppl.checks import check_count, check_markov_kernel, is_traced
+from ebm_ppl.checks import check_count, check_markov_kernel, check_one
 from ebm_ppl.info import step_info
 from ebm_ppl.kernels.independence import as_tunable
 from ebm_ppl.kernels.smc import run_tempered_smc
@@ -96,11 +96,10 @@ def check_target_ess(target_ess: float | Array, *, name: str = "target_ess") -> 
     """A fraction strictly between 0 and 1.
 
     Raises:
+        TypeError: it is not a real number.
         ValueError: a concrete value is not.
     """
-    if not is_traced(target_ess) and not 0.0 < float(target_ess) < 1.0:
-        raise ValueError(f"{name}: got {target_ess}, expected a fraction strictly between 0 and 1.")
-    return jnp.asarray(target_ess, jnp.result_type(float))
+    return check_one(name, target_ess, lambda x: (x > 0.0) & (x < 1.0), "a fraction strictly between 0 and 1")
 
 
 @dataclass(frozen=True)

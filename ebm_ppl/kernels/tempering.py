@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from blackjax.base import SamplingAlgorithm
 from jax.tree_util import Partial
 
-from ebm_ppl.checks import check_count, check_markov_kernel, check_positive, is_traced
+from ebm_ppl.checks import as_floats, check_count, check_markov_kernel, check_positive, check_real, is_traced
 from ebm_ppl.info import step_info
 from ebm_ppl.kernels.independence import as_tunable
 from ebm_ppl.kernels.rungs import Rungs
@@ -107,7 +107,7 @@ def replica_exchange(
     factors = (
         jnp.ones_like(ladder)
         if step_size_factors is None
-        else check_positive("step_size_factors", jnp.asarray(step_size_factors))
+        else check_positive("step_size_factors", as_floats("step_size_factors", step_size_factors))
     )
     if factors.shape != ladder.shape:
         raise ValueError(f"step_size_factors: got shape {factors.shape}, expected one per rung, {ladder.shape}.")
@@ -116,7 +116,7 @@ def replica_exchange(
         inverse_temperatures=ladder,
         inner=inner,
         reference=None if reference is None else as_tunable(reference),
-        step_size_power=jnp.asarray(step_size_power, ladder.dtype),
+        step_size_power=check_real("step_size_power", step_size_power).astype(ladder.dtype),
         step_size_factors=factors.astype(ladder.dtype),
     )
 
@@ -125,9 +125,10 @@ def check_ladder(inverse_temperatures: Any, *, has_reference: bool) -> Array:
     """Inverse temperatures that fall from 1, as a floating array.
 
     Raises:
+        TypeError: they are not numbers.
         ValueError: they do not, or there are fewer than two.
     """
-    ladder = jnp.asarray(inverse_temperatures, jnp.result_type(float))
+    ladder = as_floats("inverse_temperatures", inverse_temperatures)
     if ladder.ndim != 1 or ladder.shape[0] < 2:
         raise ValueError(f"inverse_temperatures: got shape {ladder.shape}, expected (rung,) with at least 2 rungs.")
     if is_traced(ladder):

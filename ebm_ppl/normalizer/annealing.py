@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from ebm_ppl.checks import check_count, check_markov_kernel
+from ebm_ppl.checks import as_rows, check_count, check_markov_kernel, is_traced
 from ebm_ppl.densities import LikeEnergy, LogDensity, as_constant
 from ebm_ppl.info import add_infos, step_info
 from ebm_ppl.sampling import advance, chains_at
@@ -81,9 +81,11 @@ def anneal(
         exchange).
     """
     check_markov_kernel("kernel", kernel)
-    check_count("num_temperatures", num_temperatures, 0)
-    check_count("num_steps", num_steps)
-    position = jax.lax.stop_gradient(jax.tree.map(jnp.asarray, position))
+    num_temperatures = check_count("num_temperatures", num_temperatures, 0)
+    num_steps = check_count("num_steps", num_steps)
+    position = jax.lax.stop_gradient(as_rows("position", position))
+    if not is_traced(position) and not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(position)):
+        raise ValueError("position: got NaN or infinite coordinates, expected finite starting positions.")
     event = jax.tree.map(lambda x: x[0], position)
     start, end = as_constant(start_logdensity, event), as_constant(end_logdensity, event)
     bridge = _Bridge(start, end)

@@ -127,7 +127,7 @@ def bidirectional(
         Grosse, Ghahramani, Adams (2015), Sandwiching the marginal likelihood using bidirectional Monte Carlo,
         arXiv:1511.02543; Grosse, Ancha, Roy (2016), arXiv:1606.02275 (what becomes of it where the draws are approximate).
     """
-    check_confidence(confidence)
+    confidence = check_confidence(confidence)
     samples, reference = check_reversal(key, ebm, samples, reference)
     counts = check_count("num_temperatures", num_temperatures, 0), check_count("num_steps", num_steps)
     num_particles = check_count("num_particles", num_particles, 2)

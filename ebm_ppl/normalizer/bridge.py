@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from blackjax.diagnostics import effective_sample_size
 
-from ebm_ppl.checks import check_count, is_traced
+from ebm_ppl.checks import as_array, check_count, is_traced
 from ebm_ppl.normalizer.bisection import bracket_sign_change
-from ebm_ppl.normalizer.events import check_samples
+from ebm_ppl.normalizer.events import check_samples, check_site
 from ebm_ppl.normalizer.fitted_normal import fit_normal
 from ebm_ppl.normalizer.result import MAX_ROUNDING, LogNormalizer, rounding
 from ebm_ppl.normalizer.unconstrained import (
@@ -91,7 +91,8 @@ def bridge_sampling(
         sampling techniques, Econometrics Journal 7 (the error); Gronau et al. (2017), A tutorial on bridge sampling,
         arXiv:1703.05984 (the fitted proposal and the halves).
     """
-    samples = _as_chains(ebm, samples)
+    check_site(ebm)
+    samples = _as_chains(ebm, as_array("samples", samples))
     is_fitted = proposal is None
     if is_fitted:
         _check_fit(ebm, samples)

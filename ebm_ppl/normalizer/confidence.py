@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from ebm_ppl.checks import as_array, check_one
 from ebm_ppl.normalizer.bisection import bracket_sign_change
 from ebm_ppl.types import Array
 
@@ -32,6 +33,7 @@ def lower_confidence_bound(log_weight: Array, confidence: float = 0.95) -> Array
         ``batch``, with no gradient; minus infinity where all weights are zero, NaN where one is not a number or infinite.
 
     Raises:
+        TypeError: an argument is no array of real numbers, or no number.
         ValueError: ``confidence`` is not in (0, 1), or there are no weights.
 
     Example:
@@ -45,7 +47,10 @@ def lower_confidence_bound(log_weight: Array, confidence: float = 0.95) -> Array
         bets; here weights are bounded from one side only); Cover (1991), Universal portfolios, Mathematical Finance 1 (the
         mean over shares); Grosse, Ghahramani, Adams (2015), arXiv:1511.02543, section 3 (Markov's inequality for log Z).
     """
-    check_confidence(confidence)
+    confidence = check_confidence(confidence)
+    log_weight = as_array("log_weight", log_weight)
+    if not jnp.issubdtype(log_weight.dtype, jnp.floating):
+        raise TypeError(f"log_weight: got dtype {log_weight.dtype}, expected real floating log weights.")
     if log_weight.ndim == 0 or log_weight.shape[0] == 0:
         raise ValueError(
             f"log_weight: got shape {log_weight.shape}, expected (particle, *batch) with a particle or more."
@@ -81,14 +86,13 @@ def check_confidence(confidence: float) -> float:
     """A probability strictly between 0 and 1.
 
     Raises:
+        TypeError: it is not a number.
         ValueError: it is not.
 
     Example:
         >>> check_confidence(0.95)
         0.95
     """
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(
-            f"confidence: got {confidence}, expected a probability strictly between 0 and 1, such as 0.95."
-        )
+    expected = "a probability strictly between 0 and 1, such as 0.95"
+    check_one("confidence", confidence, lambda x: (x > 0.0) & (x < 1.0), expected)
     return float(confidence)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ebm_ppl.checks import check_count, is_traced
+from ebm_ppl.normalizer.events import check_site
 from ebm_ppl.normalizer.result import MAX_ROUNDING, LogNormalizer, rounding, safe_logsumexp
 from ebm_ppl.normalizer.unconstrained import holds_tracers
 from ebm_ppl.types import Array
@@ -67,6 +68,7 @@ def list_states(ebm: Any, *, max_states: int = 2**20) -> Array:
 
 def _coordinates(ebm: Any, max_states: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Lowest value and number of values of every coordinate of the flattened event."""
+    check_site(ebm)
     # States are numbered in 32 bits.
     max_states = min(check_count("max_states", max_states), 2**31 - 1)
     lower, upper = (np.broadcast_to(bound, ebm.event_shape).ravel() for bound in _bounds(ebm))

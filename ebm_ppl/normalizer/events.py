@@ -42,6 +42,16 @@ def check_events(name: str, ebm: Any, events: Any, lead: tuple[str, ...]) -> Arr
     return events
 
 
+def check_site(ebm: Any) -> None:
+    """An EBM, told by its unnormalised density.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not callable(getattr(ebm, "unnormalized_log_prob", None)):
+        raise TypeError(f"ebm: got {type(ebm).__name__}, expected an ebm_ppl.EBM.")
+
+
 def check_samples(ebm: Any, samples: Any, lead: tuple[str, ...] = ("sample",), minimum: int = 2) -> Array:
     """Draws of an EBM, ``(*lead, *batch, *event)``, from which chains may start in unconstrained space.
 
@@ -49,6 +59,7 @@ def check_samples(ebm: Any, samples: Any, lead: tuple[str, ...] = ("sample",), m
         TypeError: see :func:`check_events`.
         ValueError: see there; or there are fewer than ``minimum``, or some of them on the edge of the support.
     """
+    check_site(ebm)
     samples = check_events("samples", ebm, samples, lead)
     if samples.shape[len(lead) - 1] < minimum:
         raise ValueError(f"samples: got shape {samples.shape}, expected at least {minimum} along the {lead[-1]} axis.")

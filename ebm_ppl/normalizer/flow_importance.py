@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ebm_ppl.checks import check_count, is_traced
+from ebm_ppl.normalizer.events import check_site
 from ebm_ppl.normalizer.result import LogNormalizer, from_log_weights
 from ebm_ppl.normalizer.unconstrained import check_integrable, holds_tracers, point_shape, row_densities
 from ebm_ppl.proposals import check_proposal, log_density, sample_and_log_prob
@@ -48,7 +49,8 @@ def flow_importance(key: Key, ebm: Any, proposal: Any, *, num_particles: int = 1
         Noé, Olsson, Köhler, Wu (2019), Boltzmann generators, arXiv:1812.01729; Grenioux, Moulines, Gabrie (2023),
         arXiv:2306.00684.
     """
-    check_count("num_particles", num_particles, 2)
+    check_site(ebm)
+    num_particles = check_count("num_particles", num_particles, 2)
     check_proposal("proposal", proposal)
     if ebm.support.is_discrete:
         raise TypeError(f"ebm: got the discrete support {ebm.support}, expected a continuous one.")

@@ -10,6 +10,7 @@ import numpy as np
 
 from ebm_ppl.checks import check_count, is_traced
 from ebm_ppl.normalizer.annealing import Particles, anneal
+from ebm_ppl.normalizer.events import check_site
 from ebm_ppl.normalizer.result import LogNormalizer, from_log_weights
 from ebm_ppl.normalizer.unconstrained import (
     coding_of,
@@ -73,7 +74,7 @@ def annealed_importance(
         Neal (2001), arXiv:physics/9803008.
     """
     reference = check_reference(ebm, reference, num_particles)
-    counts = num_particles, num_temperatures, num_steps
+    counts = _counts(num_particles, num_temperatures, num_steps)
     run = estimate_forward if is_traced(key, kernel, reference) or holds_tracers(ebm) else _compiled_estimate
     return run(key, ebm, reference, kernel, *counts)[0]
 
@@ -93,6 +94,11 @@ def annealed_particles(
     Returns:
         Events ``(particle, *batch_shape, *event_shape)`` with log weights and information ``(particle, *batch_shape)``.
 
+    Raises:
+        TypeError: see :func:`annealed_importance`.
+        ValueError: see there.
+        NotImplementedError: see there.
+
     Example:
         >>> import jax, numpyro.distributions as dist, ebm_ppl
         >>> ebm = ebm_ppl.EBM(lambda x: 2.0 * x, dist.Exponential(1.0))
@@ -102,22 +108,34 @@ def annealed_particles(
         ((50,), True)
     """
     reference = check_reference(ebm, reference, num_particles)
-    counts = num_particles, num_temperatures, num_steps
+    counts = _counts(num_particles, num_temperatures, num_steps)
     run = _particles if is_traced(key, kernel, reference) or holds_tracers(ebm) else _compiled_particles
     return run(key, ebm, reference, kernel, *counts)
+
+
+def _counts(num_particles: int, num_temperatures: int, num_steps: int) -> tuple[int, int, int]:
+    # As Python's integers: NumPy's would be traced.
+    return (
+        check_count("num_particles", num_particles, 2),
+        check_count("num_temperatures", num_temperatures, 0),
+        check_count("num_steps", num_steps),
+    )
 
 
 def check_reference(ebm: Any, reference: Any, num_particles: int) -> Any:
     """Where particles of an EBM may start: the given distribution, or the base.
 
     Raises:
-        TypeError: ``num_particles`` is not a whole number.
+        TypeError: ``num_particles`` is not a whole number, ``ebm`` no EBM, or the reference no distribution.
         ValueError: there are too few particles, or the reference cannot be sampled, has another event shape, or does not
             cover the support.
         NotImplementedError: the transform to the support is not one to one.
     """
     check_count("num_particles", num_particles, 2)
+    check_site(ebm)
     name, reference = ("base", ebm.base) if reference is None else ("reference", reference)
+    if not all(hasattr(reference, attribute) for attribute in ("event_shape", "sample", "log_prob", "support")):
+        raise TypeError(f"{name}: got {type(reference).__name__}, expected a NumPyro distribution.")
     if reference.event_shape != ebm.event_shape:
         raise ValueError(
             f"{name}: got event_shape {reference.event_shape}, expected that of the EBM, {ebm.event_shape}."

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from ebm_ppl.checks import check_count
 from ebm_ppl.normalizer.axes import Axis, Circle, RealLine
+from ebm_ppl.normalizer.events import check_site
 from ebm_ppl.normalizer.integrate import PANEL_NODES, Integral, log_integral
 from ebm_ppl.normalizer.result import LogNormalizer
 from ebm_ppl.normalizer.unconstrained import constrain, holds_tracers, period_of, point_shape
@@ -51,6 +52,7 @@ def quadrature(ebm: Any, *, num_nodes: int | None = None) -> LogNormalizer:
     References:
         Piessens, de Doncker-Kapenga, Ueberhuber, Kahaner (1983), QUADPACK.
     """
+    check_site(ebm)
     if ebm.support.is_discrete:
         raise TypeError(
             f"quadrature: got the discrete support {ebm.support}, expected a continuous one. Sum over its states with "
@@ -64,7 +66,7 @@ def quadrature(ebm: Any, *, num_nodes: int | None = None) -> LogNormalizer:
         )
     if num_nodes is None:
         num_nodes = (480, 240)[dimension - 1]
-    check_count("num_nodes", num_nodes, PANEL_NODES)
+    num_nodes = check_count("num_nodes", num_nodes, PANEL_NODES)
     run = _quadrature if holds_tracers(ebm) else _compiled_quadrature
     return run(ebm, _axis(ebm.transform), num_nodes)
 

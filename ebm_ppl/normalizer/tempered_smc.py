@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ebm_ppl.checks import check_count, check_markov_kernel, is_traced
+from ebm_ppl.checks import as_floats, check_count, check_markov_kernel, is_traced
 from ebm_ppl.errors import SMCFailure
 from ebm_ppl.kernels.smc import SMCResult, run_tempered_smc
 from ebm_ppl.kernels.tempered import check_target_ess
+from ebm_ppl.meshes import on_host
+from ebm_ppl.normalizer.events import check_site
 from ebm_ppl.normalizer.importance import check_reference
 from ebm_ppl.normalizer.result import LogNormalizer, rounding
 from ebm_ppl.normalizer.unconstrained import (
@@ -157,6 +159,7 @@ def tempered_particles(
         >>> runs.position.shape, runs.log_normalizer.shape, bool((runs.position > 0).all())
         ((4, 100), (4,), True)
     """
+    check_site(ebm)
     if ebm.batch_shape:
         raise ValueError(f"ebm: got batch_shape {ebm.batch_shape}, expected (): one law, whose runs can be averaged.")
     reference = check_reference(ebm, reference, num_particles)
@@ -179,14 +182,16 @@ def _checked(
     """What a run takes beside its EBM and reference, or a refusal."""
     check_markov_kernel("kernel", kernel)
     counts = _Counts(
-        num_particles, check_count("num_steps", num_steps), check_count("max_temperatures", max_temperatures)
+        check_count("num_particles", num_particles, 2),
+        check_count("num_steps", num_steps),
+        check_count("max_temperatures", max_temperatures),
     )
     ladder = None if temperatures is None else _check_temperatures(temperatures)
     return kernel, check_target_ess(target_ess), ladder, counts
 
 
 def _check_temperatures(temperatures: Any) -> Array:
-    ladder = jnp.asarray(temperatures, jnp.result_type(float))
+    ladder = as_floats("temperatures", temperatures)
     if ladder.ndim != 1 or ladder.size == 0:
         raise ValueError(f"temperatures: got shape {ladder.shape}, expected (temperature,) with at least one.")
     if not is_traced(ladder):
@@ -260,7 +265,7 @@ def _raise_if_failed(record: SMCResult) -> None:
     rows = np.flatnonzero(~np.asarray(record.is_finite))
     if rows.size == 0:
         return
-    nonfinite = np.asarray(record.info.num_nonfinite).sum(axis=1)[rows]
+    nonfinite = on_host(record.info.num_nonfinite).sum(axis=1)[rows]
     steps, ess = np.asarray(record.num_temperatures)[rows], np.asarray(record.ess_minimum)[rows]
     num_rows, num_particles = record.log_weight.shape
     raise SMCFailure(

@@ -150,8 +150,16 @@ def _find_box(potential: Potential, lower: Any, upper: Any, shape: tuple[int, ..
 
 def _broadcast(bounds: tuple[Any, Any], shape: tuple[int, ...], dtype: Any) -> _Box:
     try:
+        bounds = (_real(bounds[0]), _real(bounds[1]))
         return _Box(*(jnp.broadcast_to(jnp.asarray(bound, dtype), shape).reshape(-1) for bound in bounds))
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"lower, upper: got {bounds[0]}, {bounds[1]}, expected numbers that broadcast to an event of shape {shape}."
         ) from error
+
+
+def _real(bound: Any) -> Array:
+    array = jnp.asarray(bound)
+    if jnp.iscomplexobj(array):
+        raise TypeError("complex numbers have no order")
+    return array

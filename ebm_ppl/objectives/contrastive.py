@@ -10,7 +10,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from ebm_ppl.checks import check_count, check_probability
+from ebm_ppl.checks import as_rows, check_count, check_probability
 from ebm_ppl.info import moved, step_info
 from ebm_ppl.partials import function_behind
 from ebm_ppl.replay import gather_chains, restart, scatter_chains
@@ -155,6 +155,7 @@ def persistent_contrastive_divergence(
         Vanden-Eijnden (2021), arXiv:2107.05134, for restarts at data.
     """
     require_sampler(sampler)
+    num_steps = check_count("num_steps", num_steps)
     choose_key, restart_key, fresh_key, key = jax.random.split(key, 4)
     index, moving = None, sampler
     if num_chains is not None:
@@ -182,7 +183,7 @@ def persistent_contrastive_divergence(
 
 
 def _fresh_starts(key: Key, source: Restart | Literal["batch"], batch: Batch, chains: SamplerState) -> PyTree:
-    if source != "batch":
+    if not (isinstance(source, str) and source == "batch"):
         if not callable(source):
             raise ValueError(
                 f"restart_from: got {source!r}, expected a function (key, num_chains) -> positions, or 'batch'."
@@ -234,7 +235,12 @@ def energy_gap(
 
     Returns:
         The loss and the metrics of :func:`contrastive_divergence`.
+
+    Raises:
+        TypeError: the batch is no arrays of numbers.
+        ValueError: it has no rows.
     """
+    batch = as_rows("batch", batch)
     log_weight = jax.lax.stop_gradient(negatives.log_weight)
     energy_of_each = potential
     for _ in log_weight.shape:
@@ -296,9 +302,11 @@ def rows_like_chains(batch: Batch, sampler: SamplerState) -> Batch:
     """Rows in the dtype of the chains, for chains to start at.
 
     Raises:
-        TypeError: ``sampler`` is not a sampler state.
+        TypeError: ``sampler`` is not a sampler state, or the batch no arrays of numbers.
+        ValueError: the batch has no rows.
     """
     require_sampler(sampler)
+    batch = as_rows("batch", batch)
     if jax.tree.structure(batch) != jax.tree.structure(sampler.position):
         return batch
     return jax.tree.map(lambda row, chain: row.astype(chain.dtype), batch, sampler.position)

@@ -28,7 +28,7 @@ class RecoveryPotential(eqx.Module):
             should be near zero.
 
     Raises:
-        TypeError: ``function`` is not callable.
+        TypeError: ``function`` is not callable, or ``noise_scales`` are no numbers.
         ValueError: ``noise_scales`` are empty or outside (0, 1).
 
     Example:
@@ -45,7 +45,10 @@ class RecoveryPotential(eqx.Module):
         if not callable(function):
             raise TypeError(f"function: got {type(function).__name__}, expected a callable (time, event) -> scalar.")
         self.function = function
-        self.noise_scales = tuple(float(scale) for scale in noise_scales)
+        try:
+            self.noise_scales = tuple(float(scale) for scale in noise_scales)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"noise_scales: got {noise_scales!r}, expected a sequence of numbers in (0, 1).") from error
         if not self.noise_scales or not all(0.0 < scale < 1.0 for scale in self.noise_scales):
             raise ValueError(f"noise_scales: got {self.noise_scales}, expected at least one number in (0, 1).")
 

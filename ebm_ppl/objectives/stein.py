@@ -7,11 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ebm_ppl.checks import check_positive, is_traced
+from ebm_ppl.checks import check_one, check_potential, is_traced
 from ebm_ppl.objectives.domains import check_whole_space, flat_rows
 from ebm_ppl.types import Array, Batch, Event, Key, Potential, Scalar
 
 Statistic = Literal["u", "v"]
+
+
+def _is_positive(value: Array) -> Array:
+    return jnp.isfinite(value) & (value > 0.0)
 
 
 def minimum_stein_discrepancy(
@@ -68,7 +72,7 @@ def minimum_stein_discrepancy(
     """
     if statistic not in get_args(Statistic):
         raise ValueError(f"statistic: got {statistic!r}, expected one of {list(get_args(Statistic))}.")
-    exponent = check_positive("exponent", exponent)
+    exponent = check_one("exponent", exponent, _is_positive, "a finite number > 0")
     flat = flat_rows("minimum_stein_discrepancy", potential, batch)
     check_whole_space(
         "minimum_stein_discrepancy",
@@ -82,10 +86,14 @@ def minimum_stein_discrepancy(
         raise ValueError(
             "batch: got 1 row, expected at least 2, whose pairs the statistic and the bandwidth are made of."
         )
-    length = median_distance(rows) if bandwidth is None else check_positive("bandwidth", bandwidth).astype(rows.dtype)
+    if bandwidth is None:
+        length = median_distance(rows)
+    else:
+        length = check_one("bandwidth", bandwidth, _is_positive, "a finite number > 0").astype(rows.dtype)
     score = -jax.vmap(jax.grad(flat.energy))(rows)
     scale = jnp.ones(num_rows, rows.dtype)
     if diffusion is not None:
+        check_potential(diffusion, flat.unravel(rows[0]), name="diffusion")
         scale, slope = jax.vmap(jax.value_and_grad(lambda x: diffusion(flat.unravel(x))))(rows)
         score = scale[:, None] * score + slope
     pairs = stein_kernel(rows, score, scale, length, exponent.astype(rows.dtype))

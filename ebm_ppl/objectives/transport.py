@@ -13,12 +13,13 @@ No chain is run and no normaliser appears. What is learned is a velocity field `
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ebm_ppl.checks import check_count, check_positive, is_traced
+from ebm_ppl.checks import check_count, check_one, check_positive, check_potential, check_rows
 from ebm_ppl.objectives.displacements import Coupling, TimePotential, matching_loss
 from ebm_ppl.objectives.noise_contrastive import Noise
 from ebm_ppl.types import Array, Batch, Event, Key, Potential, Scalar
@@ -157,12 +158,11 @@ def equilibrium_matching(
         Wang, Du (2025), Equilibrium matching: generative modeling with implicit energy-based models, arXiv:2510.02300 (the
         truncated decay, and the variant with an explicit energy).
     """
-    if not is_traced(decay_start) and not 0.0 <= float(decay_start) < 1.0:
-        raise ValueError(f"decay_start: got {decay_start}, expected a number in [0, 1).")
+    decay = check_one("decay_start", decay_start, lambda x: (x >= 0.0) & (x < 1.0), "a number in [0, 1)")
     scale = check_positive("gradient_scale", gradient_scale)
 
     def magnitude(time: Array) -> Array:
-        return scale.astype(time.dtype) * jnp.minimum(1.0, (1.0 - time) / (1.0 - decay_start))
+        return scale.astype(time.dtype) * jnp.minimum(1.0, (1.0 - time) / (1.0 - decay.astype(time.dtype)))
 
     return matching_loss("equilibrium_matching", potential, batch, key, noise, "independent", magnitude=magnitude)
 
@@ -180,7 +180,8 @@ def follow_flow(potential: Potential | TimePotential, start: Array, *, num_steps
         Events at time 1, ``(event_count, *event)``, differentiable.
 
     Raises:
-        ValueError: ``num_steps < 1``.
+        TypeError: ``num_steps`` is not a whole number, ``start`` not a real floating array, or the energy not one.
+        ValueError: ``num_steps < 1``, no events or NaN among them, or the energy does not fit one event.
 
     Example:
         >>> import jax.numpy as jnp
@@ -189,6 +190,13 @@ def follow_flow(potential: Potential | TimePotential, start: Array, *, num_steps
         [1.0, 1.0, 1.0]
     """
     num_steps = check_count("num_steps", num_steps)
+    start = check_rows("start", start)
+    first, time = jax.ShapeDtypeStruct(start.shape[1:], start.dtype), jax.ShapeDtypeStruct((), start.dtype)
+    if not callable(potential):
+        raise TypeError(f"potential: got {type(potential).__name__}, expected a callable energy.")
+    at_time: Any = potential  # which of the two kinds it is, the flag says
+    energy: Any = (lambda event, time: at_time(time, event)) if time_dependent else potential
+    check_potential(energy, first, arguments=(time,) if time_dependent else ())
     slope = jax.vmap(jax.grad(potential, argnums=1 if time_dependent else 0), (None, 0) if time_dependent else 0)
 
     def velocity(time: Array, events: Array) -> Array:

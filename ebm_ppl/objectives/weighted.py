@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ebm_ppl.checks import check_count, check_potential
+from ebm_ppl.checks import as_rows, check_count, check_markov_kernel, check_potential
 from ebm_ppl.kernels.reweighted import ChainWeights, reweighted
 from ebm_ppl.objectives.contrastive import energy_gap, require_sampler
 from ebm_ppl.proposals import check_proposal, sample_and_log_prob
@@ -64,6 +64,7 @@ def importance_sampled_likelihood(
     """
     check_proposal("proposal", proposal)
     num_samples = check_count("num_samples", num_samples, 2)
+    batch = as_rows("batch", batch)
     draws, log_prob = jax.lax.stop_gradient(sample_and_log_prob(proposal, key, num_samples))
     found, expected = draws.shape[1:], jax.tree.map(lambda x: x.shape[1:], batch)
     if found != expected:
@@ -109,6 +110,7 @@ def jarzynski_chains(
         >>> jarzynski_chains(jax.random.key(0), dist.Normal(0.0, 1.0), kernel, 32).num_chains
         32
     """
+    check_markov_kernel("kernel", kernel)
     kernel = reweighted(kernel, reference, min_ess=min_ess)
     draws, _ = sample_and_log_prob(reference, key, check_count("num_chains", num_chains))
     return init_sampler(draws, kernel)

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ebm_ppl.checks import check_count, check_positive
+from ebm_ppl.checks import check_count, check_one
 from ebm_ppl.types import Array, Key, Scalar
 
 
@@ -84,7 +84,8 @@ class SpectralNorm(eqx.Module):
     def __init__(self, layer: eqx.nn.Linear | eqx.nn.Conv, bound: float = 1.0, num_iterations: int = 6):
         if not isinstance(layer, eqx.nn.Linear | eqx.nn.Conv):
             raise TypeError(f"layer: got {type(layer).__name__}, expected an equinox.nn.Linear or equinox.nn.Conv.")
-        self.layer, self.bound = layer, float(check_positive("bound", bound))
+        check_one("bound", bound, lambda x: jnp.isfinite(x) & (x > 0.0), "a finite number > 0")
+        self.layer, self.bound = layer, float(bound)
         self.num_iterations = check_count("num_iterations", num_iterations)
 
     @property

@@ -12,7 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ebm_ppl.checks import check_count
+from ebm_ppl.checks import check_count, check_key, check_one
 from ebm_ppl.potentials.lipschitz import SpectralNorm
 from ebm_ppl.types import Array, Key, Scalar
 
@@ -28,6 +28,14 @@ def _bounded(layer: Any, spectral_norm: float | None) -> Any:
 def _event_shape(event_shape: int | Sequence[int]) -> tuple[int, ...]:
     shape = tuple(event_shape) if isinstance(event_shape, Sequence) else (event_shape,)
     return tuple(check_count("event_shape", size) for size in shape)
+
+
+def _check_options(key: Key, activation: Any, spectral_norm: Any) -> None:
+    check_key("key", key)
+    if not callable(activation):
+        raise TypeError(f"activation: got {type(activation).__name__}, expected a function such as jax.nn.silu.")
+    if spectral_norm is not None:
+        check_one("spectral_norm", spectral_norm, lambda x: jnp.isfinite(x) & (x > 0.0), "a finite number > 0")
 
 
 class MLP(eqx.Module):
@@ -75,6 +83,7 @@ class MLP(eqx.Module):
         spectral_norm: float | None = None,
     ):
         self.event_shape = _event_shape(event_shape)
+        _check_options(key, activation, spectral_norm)
         width, depth = check_count("width", width), check_count("depth", depth)
         sizes = [math.prod(self.event_shape)] + [width] * depth
         *keys, head_key = jax.random.split(key, depth + 1)
@@ -111,6 +120,7 @@ class Conv(eqx.Module):
         spectral_norm: Bound the Lipschitz constant of every layer by this number; see :class:`MLP`.
 
     Raises:
+        TypeError: an option is of the wrong type, or the key no random key.
         ValueError: ``event_shape`` is not an image's, or is too small for that many convolutions.
 
     Example:
@@ -138,6 +148,11 @@ class Conv(eqx.Module):
         spectral_norm: float | None = None,
     ):
         self.event_shape = _event_shape(event_shape)
+        _check_options(key, activation, spectral_norm)
+        width = check_count("width", width)
+        if isinstance(channels, str) or not isinstance(channels, Sequence):
+            raise TypeError(f"channels: got {type(channels).__name__}, expected a sequence of whole numbers.")
+        channels = tuple(check_count("channels", out_channels) for out_channels in channels)
         if len(self.event_shape) not in (2, 3):
             raise ValueError(
                 f"event_shape: got {self.event_shape}, expected (height, width) or (height, width, channel)."
@@ -149,12 +164,11 @@ class Conv(eqx.Module):
         *keys, dense_key, head_key = jax.random.split(key, len(channels) + 2)
         convolutions = []
         for out_channels, conv_key in zip(channels, keys, strict=True):
-            check_count("channels", out_channels)
             convolution = eqx.nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=2, padding=1, key=conv_key)
             convolutions.append(_bounded(convolution, spectral_norm))
             in_channels, height, breadth = out_channels, (height + 1) // 2, (breadth + 1) // 2
         self.convolutions = tuple(convolutions)
-        dense = eqx.nn.Linear(in_channels * height * breadth, check_count("width", width), key=dense_key)
+        dense = eqx.nn.Linear(in_channels * height * breadth, width, key=dense_key)
         self.dense = _bounded(dense, spectral_norm)
         head = eqx.nn.Linear(width, "scalar", use_bias=False, key=head_key)
         self.head = _bounded(_zeroed(head) if zero_init else head, spectral_norm)

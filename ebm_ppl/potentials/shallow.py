@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ebm_ppl.checks import check_count
+from ebm_ppl.checks import as_number, check_count
 from ebm_ppl.potentials.combinators import Fixed
 from ebm_ppl.types import Array, Key, Scalar
 
@@ -95,7 +95,7 @@ class ShallowEnergy(eqx.Module):
         directions = jax.random.normal(key, (width, size + (domain == "euclidean")))
         directions = directions / jnp.linalg.norm(directions, axis=1, keepdims=True)
         self.features = Fixed(directions) if is_lazy else directions
-        scale = (0.0 if is_lazy else 1.0) if scale is None else float(scale)
+        scale = (0.0 if is_lazy else 1.0) if scale is None else as_number("scale", scale)
         if not np.isfinite(scale) or (scale <= 0.0 and not is_lazy):
             raise ValueError(
                 f"scale: got {scale}, expected a number > 0: weights that move by factors never leave zero."

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from numpyro.distributions import ImproperUniform, constraints
 
-from ebm_ppl.checks import check_positive
+from ebm_ppl.checks import as_number, check_positive
 from ebm_ppl.targets.target import Target
 from ebm_ppl.types import Array, Key, Scalar
 
@@ -44,7 +44,7 @@ def banana(*, scale: float = 2.0, curvature: float = 0.5) -> Target:
         Haario, Saksman, Tamminen (1999), Adaptive proposal distribution for random walk Metropolis algorithm.
     """
     check_positive("scale", scale)
-    scale, curvature = float(scale), float(curvature)
+    scale, curvature = as_number("scale", scale), as_number("curvature", curvature)
 
     def sample(key: Key, n: int) -> Array:
         noise = jax.random.normal(key, (n, 2))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from numpyro.distributions import ImproperUniform, constraints
 
-from ebm_ppl.checks import check_count, check_positive
+from ebm_ppl.checks import as_number, check_count, check_positive
 from ebm_ppl.targets.target import Target
 from ebm_ppl.types import Array, Key, Scalar
 
@@ -44,7 +44,7 @@ def funnel(*, dim: int = 10, scale: float = 3.0) -> Target:
     """
     check_count("dim", dim, 2)
     check_positive("scale", scale)
-    scale = float(scale)
+    scale = as_number("scale", scale)
 
     def sample(key: Key, n: int) -> Array:
         noise = jax.random.normal(key, (n, dim))

@@ -66,7 +66,7 @@ def get(name: str, **options: Any) -> Target:
 
     Raises:
         ValueError: no target has that name (the text lists close matches), or an option is out of range.
-        TypeError: the constructor has no such option.
+        TypeError: the constructor has no such option, or the name is none.
 
     Example:
         >>> from ebm_ppl import targets
@@ -75,6 +75,8 @@ def get(name: str, **options: Any) -> Target:
         >>> round(targets.get("double_well").log_normalizer, 10)
         -0.0535718536
     """
+    if not isinstance(name, str):
+        raise TypeError(f"name: got {type(name).__name__}, expected one of ebm.targets.names().")
     if name not in _CONSTRUCTORS:
         raise ValueError(f"name: got {name!r}, which is not a target. {name_hint(name, names(), 'Known targets')}")
     return dataclasses.replace(_CONSTRUCTORS[name](**options), name=name)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions import ImproperUniform, constraints
 
-from ebm_ppl.checks import check_positive
+from ebm_ppl.checks import as_number, check_positive
 from ebm_ppl.targets.tabulated import TabulatedLaw
 from ebm_ppl.targets.target import Target
 from ebm_ppl.types import Array, Key, Scalar
@@ -48,7 +48,7 @@ def ring(*, radius: float = 2.0, width: float = 0.2) -> Target:
         1.8405248677
     """
     check_positive("width", width)
-    radius, width = float(radius), float(width)
+    radius, width = as_number("radius", radius), as_number("width", width)
     # Closer to the origin the tabulated density would be cut off instead of vanishing.
     if radius < 9 * width:
         raise ValueError(f"radius: got {radius}, expected at least 9 widths ({9 * width}).")

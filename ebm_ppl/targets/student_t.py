@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from numpyro.distributions import ImproperUniform, constraints
 
-from ebm_ppl.checks import check_positive
+from ebm_ppl.checks import as_number, check_positive
 from ebm_ppl.targets.target import Target
 from ebm_ppl.types import Array, Scalar
 
@@ -39,7 +39,7 @@ def student_t(*, degrees_of_freedom: float = 3.0) -> Target:
         1.14473
     """
     check_positive("degrees_of_freedom", degrees_of_freedom)
-    nu = float(degrees_of_freedom)
+    nu = as_number("degrees_of_freedom", degrees_of_freedom)
     return Target(
         name="student_t",
         potential=StudentTPotential(nu),

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from numpyro.distributions import ImproperUniform, constraints
 
+from ebm_ppl.checks import as_number
 from ebm_ppl.targets.target import Target
 from ebm_ppl.types import Array, Key, Scalar
 
@@ -36,7 +37,7 @@ def truncated_normal(*, low: float = -1.0, high: float = 2.0) -> Target:
         >>> round(truncated_normal().log_normalizer, 10)
         0.7187722389
     """
-    low, high = float(low), float(high)
+    low, high = as_number("low", low), as_number("high", high)
     if not low < high:
         raise ValueError(f"low, high: got {low}, {high}, expected low < high.")
     # In terms of erf the density is exp(-x^2/2) and the mass sqrt(pi/2) (erf(high/sqrt 2) - erf(low/sqrt 2)).

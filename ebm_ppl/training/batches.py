@@ -47,9 +47,7 @@ class ShuffledRows(eqx.Module):
         """The order of all rows in the epoch of ``step``, ``(num_rows,)``; anything where ``step`` begins a new one."""
         if self.batch_size == self.num_rows:
             return jnp.arange(self.num_rows)
-        return jax.lax.cond(
-            self._begins_epoch(step), lambda: jnp.arange(self.num_rows), lambda: self._order(key, step)
-        )
+        return jax.lax.cond(self._begins_epoch(step), lambda: jnp.arange(self.num_rows), lambda: self._order(key, step))
 
     def take(self, key: Key, step: Array, carry: Array) -> tuple[Batch, Array]:
         """The rows of update ``step``, and the order of its epoch."""

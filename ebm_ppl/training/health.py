@@ -10,6 +10,7 @@ import numpy as np
 
 from ebm_ppl.checks import map_energy
 from ebm_ppl.errors import TrainingFailure
+from ebm_ppl.meshes import on_host
 from ebm_ppl.potentials import trainable
 from ebm_ppl.training.batches import Batches
 from ebm_ppl.training.state import TrainState
@@ -74,7 +75,7 @@ def training_failure(
     bad_rows = batches.rows(data_key, state.step)[_non_finite_rows(state.potential, batch)]
     bad_chains = np.zeros(0, int)
     if state.sampler is not None:
-        bad_chains = np.flatnonzero(~np.isfinite(map_energy(state.potential, state.sampler.position)))
+        bad_chains = np.flatnonzero(~np.isfinite(on_host(map_energy(state.potential, state.sampler.position))))
     sites = _non_finite_sites(failed)
     message = (
         f"update {step} produced a non-finite {', '.join(sites) or 'loss or gradient'}; training stopped before it. "
@@ -109,6 +110,6 @@ def _non_finite_sites(state: TrainState) -> tuple[str, ...]:
 def _non_finite_rows(potential: Potential, rows: PyTree) -> np.ndarray:
     """Which rows have a non-finite energy; none where rows are not events of the potential, such as labelled data."""
     try:
-        return ~np.isfinite(map_energy(potential, rows))
+        return ~np.isfinite(on_host(map_energy(potential, rows)))
     except (TypeError, ValueError, IndexError):
         return np.zeros(jax.tree.leaves(rows)[0].shape[0], bool)

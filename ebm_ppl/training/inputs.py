@@ -13,6 +13,7 @@ import optax
 
 from ebm_ppl.adaptation import check_target_acceptance, check_tunable_step
 from ebm_ppl.checks import as_array, check_count, check_rows
+from ebm_ppl.meshes import num_parts
 from ebm_ppl.potentials import trainable
 from ebm_ppl.sampling import advance, is_discrete_kernel
 from ebm_ppl.training.batches import Batches, LoadedBatches, ShuffledRows, batches_of, is_loader
@@ -42,6 +43,8 @@ def chunks_of(
     size = num_rows if batch_size is None else check_count("batch_size", batch_size)
     if size > num_rows:
         raise ValueError(f"batch_size: got {size}, expected at most the {num_rows} rows of the data.")
+    if size % (parts := num_parts(state, data)):
+        raise ValueError(f"batch_size: got {size} rows for {parts} devices, expected a multiple of {parts}.")
     return itertools.repeat((ShuffledRows(data, size), num_steps))
 
 

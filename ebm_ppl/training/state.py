@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ebm_ppl.checks import check_finite_energy, check_potential, check_precision, is_traced
+from ebm_ppl.checks import check_finite_energy, check_one, check_potential, check_precision, is_traced
 from ebm_ppl.potentials import find_short_runs, trainable
-from ebm_ppl.types import Array, Key, Potential, PyTree
+from ebm_ppl.types import Array, Key, Potential, PyTree, SamplerState
 
 
 class Average(NamedTuple):
@@ -87,7 +87,8 @@ def init_train(
         A :class:`TrainState` at step 0.
 
     Raises:
-        TypeError: ``potential`` is not callable, has 64-bit parameters in a 32-bit session, or an optimizer is not one.
+        TypeError: ``potential`` is not callable, has 64-bit parameters in a 32-bit session, or an optimizer or the sampler
+            is not one.
         ValueError: the potential or, with a ``sampler_optimizer``, the sampler has nothing to train; the potential does
             not fit the sampler's events, or is that of short runs and the sampler another one; ``average_decay`` is not in
             [0, 1).
@@ -109,6 +110,8 @@ def init_train(
             "potential: has no trainable parameters, expected a callable pytree with floating arrays: an equinox.Module "
             "or jax.tree_util.Partial(function, parameters). Parameters captured in a closure cannot be trained."
         )
+    if sampler is not None and not isinstance(sampler, SamplerState):
+        raise TypeError(f"sampler: got {type(sampler).__name__}, expected the result of ebm.init_sampler.")
     check_short_runs(potential, sampler)
     if sampler is not None:
         check_energy("potential", potential, sampler.position, what="chain")
@@ -123,9 +126,9 @@ def init_train(
         sampler_optimizer_state = sampler_optimizer.init(eqx.filter(sampler.kernel, trainable(sampler.kernel)))
     average = None
     if average_decay is not None:
-        if not 0.0 <= average_decay < 1.0:
-            raise ValueError(f"average_decay: got {average_decay}, expected a number in [0, 1), such as 0.999.")
-        average = Average(jnp.asarray(average_decay, float), parameters)
+        expected = "a number in [0, 1), such as 0.999"
+        decay = check_one("average_decay", average_decay, lambda x: (x >= 0.0) & (x < 1.0), expected)
+        average = Average(decay.astype(float), parameters)
     start = optimizer.init(parameters)
     return TrainState(potential, sampler, start, jnp.zeros((), jnp.int32), None, sampler_optimizer_state, average)
 

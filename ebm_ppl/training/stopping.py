@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ebm_ppl.checks import check_count
+from ebm_ppl.checks import check_count, check_number
 from ebm_ppl.training.state import TrainState
 
 Evaluate = Callable[[TrainState], Mapping[str, Any]]
@@ -30,6 +30,7 @@ class EarlyStopping:
         maximize: Whether more is better.
 
     Raises:
+        TypeError: ``metric`` is no name, or another argument no number.
         ValueError: ``patience`` is below one, or ``min_delta`` is negative or not finite.
 
     Example:
@@ -43,15 +44,18 @@ class EarlyStopping:
     maximize: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.metric, str):
+            raise TypeError(f"metric: got {type(self.metric).__name__}, expected the name of one.")
         check_count("patience", self.patience)
-        if not (math.isfinite(self.min_delta) and self.min_delta >= 0.0):
-            raise ValueError(f"min_delta: got {self.min_delta}, expected a finite number >= 0.")
+        check_number("min_delta", self.min_delta)
 
 
 class BestSoFar:
     """The best state that a run has reported, by the rule of an :class:`EarlyStopping`."""
 
     def __init__(self, rule: EarlyStopping, state: TrainState):
+        if not isinstance(rule, EarlyStopping):
+            raise TypeError(f"early_stopping: got {type(rule).__name__}, expected an EarlyStopping.")
         self.rule, self.state = rule, state
         self._value, self._waited = math.inf, 0
 
@@ -86,8 +90,10 @@ def named_numbers(evaluate: Evaluate | None, state: TrainState) -> Mapping[str, 
     """What a caller evaluates, by name; nothing where there is no function.
 
     Raises:
-        TypeError: ``evaluate`` returned something else.
+        TypeError: ``evaluate`` is no function, or returned something else.
     """
+    if evaluate is not None and not callable(evaluate):
+        raise TypeError(f"evaluate: got {type(evaluate).__name__}, expected a function of the state.")
     found = {} if evaluate is None else evaluate(state)
     if not isinstance(found, Mapping):
         raise TypeError(f"evaluate: returned {type(found).__name__}, expected a dict of numbers by name.")
