@@ -97,8 +97,9 @@ def test_and_within_a_program_its_chains_count_as_frozen(name, step_size, key):
     assert float(run(jnp.asarray(0.3))[1]["frozen_fraction"]) < 0.5
 
 
-# Not NUTS nor replica exchange, which scan over keys under vmap: JAX's check calls that a reuse whatever the keys are, also in
-# jax.vmap(lambda key: jax.lax.scan(lambda c, k: (c + jax.random.normal(k), None), 0.0, jax.random.split(key, 2)))(keys).
+# Not NUTS nor replica exchange, which scan over keys under vmap: JAX's check calls that a reuse whatever the keys are, as
+# jax.vmap(lambda key: jax.lax.scan(lambda c, k: (c + jax.random.normal(k), None), 0.0, jax.random.split(key, 2)))(keys)
+# shows.
 ALL = MOVES | {
     "isir": kernels.isir(NORMAL, num_proposals=4),
     "tempered_smc": kernels.tempered_smc(inner=MOVES["mala"], reference=NORMAL, num_steps=1),

@@ -20,7 +20,7 @@ NUM_DEVICES = 4
 def found(tmp_path_factory):
     """Without a mesh and on four devices, in one process of four."""
     folder = tmp_path_factory.mktemp("devices")
-    names = ("advance", "train", "temper")
+    names = ("advance", "train")
     return launch.run_on_devices(folder, "0,4", *names, seconds=600), json.loads((folder / "facts.json").read_text())
 
 
@@ -40,12 +40,6 @@ def test_training_agrees_to_rounding(found):
     assert max(scenarios.differences(one, four).values()) < 1e-5
 
 
-def test_smc_resamples_alike_on_all_devices(found):
-    one, four = (of(found[0][number], "temper") for number in ("0", "4"))
-    assert np.isfinite(one["temper['estimate'].value"])
-    assert max(scenarios.differences(one, four).values()) < 1e-5
-
-
 def test_every_device_holds_its_part(found):
     moved, trained = found[1]["advance"], found[1]["train"]
     assert moved["['position']"] == [scenarios.NUM_CHAINS // NUM_DEVICES, 2]
@@ -57,7 +51,7 @@ def test_every_device_holds_its_part(found):
 def test_chains_do_not_communicate_and_training_sums_gradients_only(found):
     programs = found[1]["programs"]
     assert launch.collectives(programs["advance"]) == []
-    kinds = launch.collectives(programs["fit"])
+    kinds = launch.collectives(programs["update"])
     # Nothing is larger than a batch of 64 rows of two numbers, or than the parameters.
     assert max(size for _, size in kinds) <= 64 * 2
     assert any(kind == "all-reduce" for kind, _ in kinds)
@@ -76,6 +70,7 @@ def test_collectives_are_found_in_a_program():
 @pytest.mark.slow
 def test_on_one_and_two_devices_too_and_smc_in_all_its_forms(tmp_path):
     results = launch.run_on_devices(tmp_path, "0,1,2,4", "advance", "train", "temper", "temper_many", seconds=3000)
+    assert np.isfinite(results["0"]["temper['estimate'].value"])
     for number in ("1", "2", "4"):
         assert np.array_equal(results["0"]["advance['draws']"], results[number]["advance['draws']"])
         assert np.array_equal(results["0"]["temper_many['position']"], results[number]["temper_many['position']"])

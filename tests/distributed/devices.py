@@ -8,15 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
 import ebm_ppl as ebm
 from ebm_ppl import sampling
-from ebm_ppl.partials import comparable
-from ebm_ppl.training import loop
 from ebm_ppl.training.batches import ShuffledRows
 from tests.distributed import scenarios
 
@@ -28,17 +26,19 @@ def shards(tree: Any) -> dict[str, list[int]]:
 
 
 def compiled(mesh: Any) -> dict[str, str]:
-    """What one device executes in a negative phase, in a chunk of training and in SMC."""
+    """What one device executes in a negative phase, and in an update with rows that are split."""
     key, potential = jax.random.key(0), ebm.potentials.tilt(scenarios.network(), scenarios.BASE)
     sampler, rows = scenarios.shard(scenarios.sampler(), mesh), scenarios.shard(scenarios.rows(), mesh)
-    state = scenarios.shard(scenarios.state(), mesh)._replace(key=key)
+
+    def update(state: Any, batches: ShuffledRows) -> Any:
+        batch, _ = batches.take(key, state.step, batches.begin(key, state.step))
+        return ebm.train_step(state, batch, key, scenarios.OBJECTIVE, scenarios.OPTIMIZER)
+
     phase: Any = sampling._compiled_advance
-    chunk: Any = loop._run_chunk
-    options: Any = dict.fromkeys(("sampler_objective", "sampler_optimizer", "target_acceptance"))
-    options |= {"objective": comparable(scenarios.OBJECTIVE), "optimizer": scenarios.OPTIMIZER, "buffer_size": 10}
+    compiled_update: Any = eqx.filter_jit(update)
     programs = {
         "advance": phase.lower(key, potential, sampler, 20),
-        "fit": chunk.lower(key, state, ShuffledRows(rows, 64), jnp.asarray(5, jnp.int32), **options),
+        "update": compiled_update.lower(scenarios.shard(scenarios.state(), mesh), ShuffledRows(rows, 64)),
     }
     return {name: program.compile().compiled.as_text() for name, program in programs.items()}
 
