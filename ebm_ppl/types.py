@@ -209,6 +209,18 @@ class SiteConditionals(Protocol):
 
 
 @runtime_checkable
+class ColourConditionals(Protocol):
+    """A discrete potential that gives the laws of all sites of a colour at once, which costs less than one by one.
+
+    It has :class:`SiteConditionals` too, and ``colours`` are its classes.
+    """
+
+    def colour_logits(self, state: Array, colour: Any, /) -> Array:
+        """Log odds ``(num_sites, num_values)`` of the values of the sites ``colour``, a concrete array of their numbers."""
+        ...
+
+
+@runtime_checkable
 class BlockConditionals(Protocol):
     """A discrete potential of visible sites that are independent given hidden ones, and the other way round."""
 

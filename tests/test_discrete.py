@@ -24,7 +24,7 @@ from ebm_ppl.chains import ChainSimulator
 from ebm_ppl.targets.discrete import all_states
 from ebm_ppl.testing import ALPHA, CHECKS, binomial_test, exact_start_invariance_discrete, multinomial_test
 from ebm_ppl.testing.discrete import law_checks, run_chains
-from ebm_ppl.types import BlockConditionals, SiteConditionals
+from ebm_ppl.types import BlockConditionals, ColourConditionals, SiteConditionals
 
 COUPLINGS = {0.2: (11.7714703585, 0.34277), 0.44: (15.5047265387, 0.84272), 0.6: (20.0565328843, 0.97287)}
 ORACLES = {
@@ -122,6 +122,50 @@ def test_conditionals_are_energy_differences(name):
     exact = -jax.jit(jax.vmap(jax.vmap(potential)))(jnp.asarray(changed))
     logits = jax.jit(jax.vmap(potential.conditional_logits))(jnp.asarray(states), jnp.arange(6))
     np.testing.assert_allclose(logits - logits[:, :1], exact - exact[:, :1], atol=1e-5)
+
+
+class _SiteBySite(eqx.Module):
+    """A lattice model that gives its conditionals one by one only."""
+
+    inner: potentials.Ising | potentials.Potts
+
+    @property
+    def site_values(self):
+        return self.inner.site_values
+
+    def __call__(self, event):
+        return self.inner(event)
+
+    def conditional_logits(self, state, site):
+        return self.inner.conditional_logits(state, site)
+
+    def colours(self):
+        return self.inner.colours()
+
+
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.float32])
+@pytest.mark.parametrize("name", ["open ising", "chain", "potts"])
+def test_a_colour_at_once_is_its_sites_one_by_one(key, name, dtype):
+    lattices = {
+        "open ising": random_potentials()["open ising"],
+        "chain": potentials.Ising(6, 0.7),  # regular, and no field
+        "potts": potentials.Potts((2, 3), 3, 0.7, jnp.arange(3.0), periodic=False),
+    }
+    potential, site_by_site = lattices[name], _SiteBySite(lattices[name])
+    assert isinstance(potential, ColourConditionals)
+    assert not isinstance(site_by_site, ColourConditionals)
+    states = jax.random.choice(key, jnp.asarray(potential.site_values, dtype), (50, *potential.event_shape))
+    for colour in potential.colours():
+        at_once = jax.vmap(lambda state, colour=colour: potential.colour_logits(state, colour))(states)
+        one_by_one = jax.vmap(jax.vmap(potential.conditional_logits, (None, 0)), (0, None))(states, jnp.asarray(colour))
+        np.testing.assert_allclose(at_once, one_by_one, rtol=1e-6)
+    ends = [
+        ebm.advance(key, p, ebm.init_sampler(states, kernels.gibbs("chequerboard")), 5)
+        for p in (potential, site_by_site)
+    ]
+    np.testing.assert_array_equal(ends[0][0].position, ends[1][0].position)
+    assert ends[0][0].position.dtype == dtype
+    assert int(ends[0][1].num_energies[0]) == int(ends[1][1].num_energies[0]) == 5
 
 
 def test_sites_of_one_colour_do_not_meet():

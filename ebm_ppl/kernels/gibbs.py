@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,18 @@ from ebm_ppl.kernels.discrete import (
     find_values,
     site_logits,
     sites_of,
-    split,
 )
-from ebm_ppl.types import Array, BlockConditionals, Info, Kernel, Key, Potential, PyTree, SiteConditionals
+from ebm_ppl.types import (
+    Array,
+    BlockConditionals,
+    ColourConditionals,
+    Info,
+    Kernel,
+    Key,
+    Potential,
+    PyTree,
+    SiteConditionals,
+)
 
 Scan = Literal["sequential", "random", "chequerboard", "block"]
 
@@ -81,9 +90,16 @@ class GibbsState(NamedTuple):
 
 
 class _Sweep(NamedTuple):
-    """One sweep of one flattened event, ``(key, flat) -> (flat, values that were not finite)``, and what it costs."""
+    """One sweep, as a function of noise: that of all chains is drawn at once, which costs less than keys of their own.
 
-    run: Callable[[Key, Array], tuple[Array, Array]]
+    Attributes:
+        draw_noise: ``(key, num_chains)`` to noise with a leading chain axis.
+        run: ``(noise, flat)`` of one flattened event to ``(flat, how many values were not finite)``.
+        num_energies: What it costs.
+    """
+
+    draw_noise: Callable[[Key, int], Any]
+    run: Callable[[Any, Array], tuple[Array, Array]]
     num_energies: int
 
 
@@ -107,14 +123,14 @@ class _Gibbs:
             return GibbsState(position)
 
         def step(rng_key: Key, state: GibbsState) -> tuple[GibbsState, Info]:
-            position = state.position
+            position, num_chains = state.position, state.position.shape[0]
             sites = sites_of(values, position)
             sweep = self._sweep(potential, sites)
-            flat = position.reshape(position.shape[0], -1)
+            flat = position.reshape(num_chains, -1)
             is_coded = jax.vmap(lambda event: sites.digits(event)[1])(flat)
-            flat, num_nonfinite = jax.vmap(sweep.run)(split(rng_key, position), flat)
+            flat, num_nonfinite = jax.vmap(sweep.run)(sweep.draw_noise(rng_key, num_chains), flat)
             info = step_info(
-                position.shape[0],
+                num_chains,
                 acceptance_rate=1.0,
                 is_divergent=~is_coded,
                 num_energies=sweep.num_energies,
@@ -132,16 +148,40 @@ class _Gibbs:
         return _site_sweep(potential, sites, is_random=self.scan == "random")
 
 
-def _choose(noise: Array, logits: Array, current: Array, sites: Sites) -> tuple[Array, Array]:
-    """Values drawn from logits ``(..., value)`` by Gumbel noise; the current ones where no value has a finite energy."""
+def _draw_noise(key: Key, shape: tuple[int, ...], num_values: int, dtype: Any) -> Array:
+    """What :func:`_draw` needs for sites ``shape``: of two values one uniform number, of more Gumbel noise ``(value,)``."""
+    if num_values > 2:
+        return jax.random.gumbel(key, (*shape, num_values), dtype)
+    # JAX draws a multiple of eps in [0, 1). In the middle of its interval it has no bias, and is never 0, which is below
+    # every probability however small.
+    return jax.random.uniform(key, shape, dtype) + 0.5 * jnp.finfo(dtype).eps
+
+
+def _draw(noise: Array, logits: Array, values: Array) -> Array:
+    """Values drawn from logits ``(..., value)``, of those that are finite."""
     is_finite = jnp.isfinite(logits)
-    chosen = sites.values[jnp.argmax(jnp.where(is_finite, logits, -jnp.inf) + noise, axis=-1)]
-    return jnp.where(is_finite.any(axis=-1), chosen, current), jnp.sum(~is_finite)
+    if values.shape[0] > 2:
+        return values[jnp.argmax(jnp.where(is_finite, logits, -jnp.inf) + noise, axis=-1)]
+    first, second = is_finite[..., 0], is_finite[..., 1]
+    probability = jnp.where(first & second, jax.nn.sigmoid(logits[..., 1] - logits[..., 0]), second)
+    return jnp.where(noise < probability, values[1], values[0])
+
+
+def _choose(noise: Array, logits: Array, current: Array, sites: Sites) -> tuple[Array, Array]:
+    """Values drawn from logits ``(..., value)``; the current ones where no value has a finite energy."""
+    is_finite = jnp.isfinite(logits)
+    return jnp.where(is_finite.any(axis=-1), _draw(noise, logits, sites.values), current), jnp.sum(~is_finite)
 
 
 def _site_sweep(potential: Potential, sites: Sites, *, is_random: bool) -> _Sweep:
-    num_values = sites.values.shape[0]
+    num_values, num_sites = sites.values.shape[0], math.prod(sites.event_shape)
     is_structured = isinstance(potential, SiteConditionals)
+
+    def draw_noise(key: Key, num_chains: int) -> tuple[Array, Array | None]:
+        noise_key, site_key = jax.random.split(key)
+        shape = num_chains, num_sites
+        order = jax.random.randint(site_key, shape, 0, num_sites) if is_random else None
+        return _draw_noise(noise_key, shape, num_values, sites.dtype), order
 
     def update(flat: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
         site, noise = inputs
@@ -149,16 +189,12 @@ def _site_sweep(potential: Potential, sites: Sites, *, is_random: bool) -> _Swee
         value, num_nonfinite = _choose(noise, logits, flat[site], sites)
         return flat.at[site].set(value), num_nonfinite
 
-    def run(key: Key, flat: Array) -> tuple[Array, Array]:
-        noise_key, site_key = jax.random.split(key)
-        order = jnp.arange(flat.size)
-        if is_random:
-            order = jax.random.randint(site_key, (flat.size,), 0, flat.size)
-        noise = jax.random.gumbel(noise_key, (flat.size, num_values), sites.dtype)
-        flat, num_nonfinite = jax.lax.scan(update, flat, (order, noise))
+    def run(noise: tuple[Array, Array | None], flat: Array) -> tuple[Array, Array]:
+        of_sites, order = noise
+        flat, num_nonfinite = jax.lax.scan(update, flat, (jnp.arange(num_sites) if order is None else order, of_sites))
         return flat, num_nonfinite.sum()
 
-    return _Sweep(run, 1 if is_structured else math.prod(sites.event_shape) * num_values)
+    return _Sweep(draw_noise, run, 1 if is_structured else num_sites * num_values)
 
 
 def _coloured_sweep(potential: Potential, sites: Sites) -> _Sweep:
@@ -167,19 +203,32 @@ def _coloured_sweep(potential: Potential, sites: Sites) -> _Sweep:
             f"scan: got 'chequerboard' with {type(potential).__name__}, expected a potential that declares which sites do "
             "not interact, such as potentials.Ising. An energy with a base does not; use 'sequential' or 'random'."
         )
-    colours, conditional_logits = potential.colours(), potential.conditional_logits
+    colours, logits_of = potential.colours(), _logits_of_colours(potential)
 
-    def run(key: Key, flat: Array) -> tuple[Array, Array]:
-        noise = jax.random.gumbel(key, (flat.size, sites.values.shape[0]), sites.dtype)
+    def draw_noise(key: Key, num_chains: int) -> list[Array]:
+        keys = jax.random.split(key, len(colours))
+        return [
+            _draw_noise(colour_key, (num_chains, len(colour)), sites.values.shape[0], sites.dtype)
+            for colour_key, colour in zip(keys, colours, strict=True)
+        ]
+
+    def run(noise: list[Array], flat: Array) -> tuple[Array, Array]:
         num_nonfinite = jnp.zeros((), jnp.int32)
-        for colour in colours:
-            event = flat.reshape(sites.event_shape)
-            logits = jax.vmap(conditional_logits, in_axes=(None, 0))(event, jnp.asarray(colour)).astype(sites.dtype)
-            chosen, bad = _choose(noise[colour], logits, flat[colour], sites)
+        for colour, own_noise in zip(colours, noise, strict=True):
+            logits = logits_of(flat.reshape(sites.event_shape), colour).astype(sites.dtype)
+            chosen, bad = _choose(own_noise, logits, flat[colour], sites)
             flat, num_nonfinite = flat.at[colour].set(chosen), num_nonfinite + bad
         return flat, num_nonfinite
 
-    return _Sweep(run, 1)
+    return _Sweep(draw_noise, run, 1)
+
+
+def _logits_of_colours(potential: SiteConditionals) -> Callable[[Array, Any], Array]:
+    """Logits ``(site, value)`` of a colour, at once where the potential gives them so."""
+    if isinstance(potential, ColourConditionals):
+        return potential.colour_logits
+    conditional_logits = potential.conditional_logits
+    return lambda event, colour: jax.vmap(conditional_logits, in_axes=(None, 0))(event, jnp.asarray(colour))
 
 
 def _block_sweep(potential: Potential, sites: Sites) -> _Sweep:
@@ -189,13 +238,19 @@ def _block_sweep(potential: Potential, sites: Sites) -> _Sweep:
             "potentials.RBM. An energy with a base has none; use 'sequential' or 'random'."
         )
     hidden_logits, visible_logits = potential.hidden_logits, potential.visible_logits
+    num_visible, num_values = math.prod(sites.event_shape), sites.values.shape[0]
 
-    def run(key: Key, flat: Array) -> tuple[Array, Array]:
+    def draw_noise(key: Key, num_chains: int) -> tuple[Array, Array]:
         hidden_key, visible_key = jax.random.split(key)
-        logits = hidden_logits(flat.reshape(sites.event_shape))
-        hidden = jnp.argmax(logits + jax.random.gumbel(hidden_key, logits.shape, logits.dtype), axis=-1)
-        logits = visible_logits(hidden).astype(sites.dtype)
-        noise = jax.random.gumbel(visible_key, logits.shape, sites.dtype)
-        return _choose(noise, logits, flat, sites)
+        hidden = jax.eval_shape(hidden_logits, jax.ShapeDtypeStruct(sites.event_shape, sites.values.dtype))
+        return (
+            _draw_noise(hidden_key, (num_chains, hidden.shape[0]), 2, sites.dtype),
+            _draw_noise(visible_key, (num_chains, num_visible), num_values, sites.dtype),
+        )
 
-    return _Sweep(run, 2)
+    def run(noise: tuple[Array, Array], flat: Array) -> tuple[Array, Array]:
+        hidden_noise, visible_noise = noise
+        hidden = _draw(hidden_noise, hidden_logits(flat.reshape(sites.event_shape)), jnp.arange(2))
+        return _choose(visible_noise, visible_logits(hidden).astype(sites.dtype), flat, sites)
+
+    return _Sweep(draw_noise, run, 2)

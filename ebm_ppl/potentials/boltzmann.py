@@ -23,7 +23,7 @@ def check_coding(coding: str) -> tuple[int, int]:
     Raises:
         ValueError: it is not one of ours.
     """
-    if coding not in _VALUES:
+    if not isinstance(coding, str) or coding not in _VALUES:
         raise ValueError(f"coding: got {coding!r}, expected 'binary' (values 0 and 1) or 'spin' (values -1 and 1).")
     return _VALUES[coding]
 
@@ -38,7 +38,10 @@ def check_parameter(name: str, value: Any, shape: tuple[int | None, ...]) -> Arr
     if isinstance(value, np.ndarray | np.generic) and value.dtype == np.float64:
         value = value.astype(jnp.result_type(float))  # NumPy makes 64-bit floats unasked
     check_precision(name, value)
-    array = jnp.asarray(value)
+    try:
+        array = jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}: got {type(value).__name__}, expected an array of real numbers.") from error
     if jnp.issubdtype(array.dtype, jnp.complexfloating) or array.dtype == jnp.bool_:
         raise TypeError(f"{name}: got dtype {array.dtype}, expected real numbers.")
     fits = array.ndim == len(shape) and all(n is None or n == m for n, m in zip(shape, array.shape, strict=True))
