@@ -297,8 +297,12 @@ def as_rows(name: str, rows: PyTree) -> PyTree:
         (4, 2)
     """
     rows = jax.tree.map(lambda leaf: as_array(name, leaf), rows)
-    counts = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(rows)}
-    if len(counts) != 1 or not counts.isdisjoint({(), (0,)}):
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(rows)]
+    for shape in shapes:
+        if shape[:1] == (0,):
+            raise ValueError(f"{name}: got shape {shape}, which is empty, expected at least one row.")
+    counts = {shape[:1] for shape in shapes}
+    if len(counts) != 1 or () in counts:
         raise ValueError(
             f"{name}: got arrays with leading axes {sorted(counts)}, expected one number of rows, at least one, for all: "
             "(row, *event)."

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from ebm_ppl.checks import as_array, check_count, check_potential, is_traced
+from ebm_ppl.checks import as_array, check_count, check_key, check_potential, is_traced
 from ebm_ppl.info import count_start, run_steps
 from ebm_ppl.partials import as_constants, function_behind
 from ebm_ppl.types import (
@@ -173,7 +173,8 @@ def advance(key: Key, potential: Potential, sampler: SamplerState, num_steps: in
         whether any step diverged, and gradients in total (with that of the fresh start, where the kernel makes one).
 
     Raises:
-        TypeError: ``num_steps`` is not a whole number, or the energy is not a real floating scalar.
+        TypeError: ``num_steps`` is not a whole number, ``key`` is no random key, the energy is not a real floating scalar,
+            or the sampler's kernel gives no ``(init, step)`` pair.
         ValueError: ``num_steps < 1``, or the energy does not fit one event of these chains.
 
     Example:
@@ -185,6 +186,8 @@ def advance(key: Key, potential: Potential, sampler: SamplerState, num_steps: in
     """
     num_steps = check_count("num_steps", num_steps)
     check_sampler(potential, sampler)
+    if not is_traced(key):
+        check_key("key", key)
     run = _advance if is_traced(key, potential, sampler) else _compiled_advance
     return run(key, potential, sampler, num_steps)
 
@@ -205,7 +208,8 @@ def draw(
         The moved sampler and the :class:`Draws`.
 
     Raises:
-        TypeError: a count is not a whole number, or the energy is not a real floating scalar.
+        TypeError: a count is not a whole number, ``key`` is no random key, the energy is not a real floating scalar, or the
+            sampler's kernel gives no ``(init, step)`` pair.
         ValueError: a count is below one, or the energy does not fit one event of these chains.
 
     Example:
@@ -217,6 +221,8 @@ def draw(
     """
     num_draws, num_steps = check_count("num_draws", num_draws), check_count("num_steps", num_steps)
     check_sampler(potential, sampler)
+    if not is_traced(key):
+        check_key("key", key)
     run = _draw if is_traced(key, potential, sampler) else _compiled_draw
     return run(key, potential, sampler, num_draws, num_steps)
 
@@ -247,6 +253,11 @@ def check_sampler(potential: Potential, sampler: SamplerState) -> None:
 def _population(key: Key, potential: Potential, sampler: SamplerState) -> tuple[Any, Any]:
     """The kernel's step function and a fresh state: nothing cached survives from before."""
     algorithm: Any = sampler.kernel(potential)
+    if not (callable(getattr(algorithm, "init", None)) and callable(getattr(algorithm, "step", None))):
+        raise TypeError(
+            f"sampler: its kernel gave {type(algorithm).__name__} for a potential, expected a pair (init, step) such as a "
+            "blackjax.base.SamplingAlgorithm."
+        )
     if sampler.auxiliary is None:
         return algorithm.step, algorithm.init(sampler.position, key)
     return algorithm.step, algorithm.init(sampler.position, key, sampler.auxiliary)

@@ -233,7 +233,7 @@ def weighted(potential):
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [
-        (lambda: kernels.global_local(kernels.mala(0.1), 3, 2), TypeError, "local: got int, expected a kernel"),
+        (lambda: kernels.global_local(kernels.mala(0.1), 3, 2), TypeError, "local_kernel: got int, expected a kernel"),
         (lambda: kernels.global_local(kernels.mala(0.1), kernels.mala(0.1), 0), ValueError, "num_local: got 0"),
         (lambda: kernels.cycle(), ValueError, "kernels: got none"),
         (lambda: kernels.cycle(kernels.mala(0.1), Carrying()), TypeError, "kernel_1: got a kernel whose chains carry"),

@@ -399,7 +399,7 @@ def test_other_samplers_and_bad_chains_are_refused(key):
         jarzynski_contrastive_divergence(lambda x: x**2, None, BATCH, key, num_steps=1)
     for options, error, text in [
         ({"min_ess": 1.5}, ValueError, "min_ess: got 1.5"),
-        ({"kernel": kernels.tempered_smc(inner=kernels.mala(0.1))}, TypeError, "inner: got a kernel that draws"),
+        ({"kernel": kernels.tempered_smc(inner=kernels.mala(0.1))}, TypeError, "kernel: got a kernel that draws"),
         ({"reference": lambda key, n: None}, TypeError, "reference: got function"),
         ({"num_chains": 0}, ValueError, "num_chains: got 0"),
     ]:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from blackjax.base import SamplingAlgorithm
 from jax.tree_util import Partial
 
-from ebm_ppl.checks import check_count, check_positive, is_traced
+from ebm_ppl.checks import as_floats, check_count, check_positive, is_traced
 from ebm_ppl.info import step_info
 from ebm_ppl.kernels.composed import COMPOSED, DrivenAlgorithm, event_size, read_report
 from ebm_ppl.kernels.composed import hmc as hmc_chain
@@ -185,6 +185,7 @@ def hmc(step_size: float | Array, num_integration_steps: int, *, inverse_mass_ma
         chain went to; over several steps the last.
 
     Raises:
+        TypeError: an argument is no real number, or ``num_integration_steps`` no whole one.
         ValueError: ``step_size`` or ``num_integration_steps`` is not positive, or the matrix has the wrong rank.
 
     Example:
@@ -214,6 +215,7 @@ def nuts(step_size: float | Array, *, inverse_mass_matrix: Array | None = None, 
         max_num_doublings: The trajectory has at most ``2**max_num_doublings`` leapfrog steps.
 
     Raises:
+        TypeError: an argument is no real number, or ``max_num_doublings`` no whole one.
         ValueError: an argument is not positive, or the matrix has the wrong rank.
 
     Example:
@@ -234,11 +236,12 @@ def check_mass(inverse_mass_matrix: Array | None) -> Array | None:
     """A diagonal or a symmetric positive definite matrix, or ``None``.
 
     Raises:
+        TypeError: it is not real numbers.
         ValueError: it has another shape, or is not positive definite.
     """
     if inverse_mass_matrix is None:
         return None
-    matrix = jnp.asarray(inverse_mass_matrix)
+    matrix = as_floats("inverse_mass_matrix", inverse_mass_matrix)
     if matrix.ndim not in (1, 2) or (matrix.ndim == 2 and matrix.shape[0] != matrix.shape[1]):
         raise ValueError(f"inverse_mass_matrix: got shape {matrix.shape}, expected (d,) or (d, d).")
     if matrix.ndim == 1:

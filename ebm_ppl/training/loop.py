@@ -25,7 +25,7 @@ from ebm_ppl.training.inputs import check_acceptance_can_be_followed, check_play
 from ebm_ppl.training.saving import Saver, training_interrupted
 from ebm_ppl.training.state import TrainState, check_short_runs
 from ebm_ppl.training.step import train_step
-from ebm_ppl.training.stopping import BestSoFar, EarlyStopping, Evaluate, evaluated
+from ebm_ppl.training.stopping import BestSoFar, EarlyStopping, Evaluate, check_listeners, evaluated
 from ebm_ppl.types import Array, Key, Metrics, Objective, PyTree
 
 
@@ -123,6 +123,7 @@ def fit(
     if key is None:
         raise ValueError("key: got None with a state that was never trained, expected a random key.")
     check_players(state, optimizer, sampler_objective, sampler_optimizer)
+    check_listeners(evaluate, early_stopping)
     chunks = chunks_of(state, data, batch_size, num_steps, report_every)
     check_short_runs(state.potential, state.sampler, is_moved=target_acceptance is not None)
     if target_acceptance is not None:

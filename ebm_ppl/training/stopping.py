@@ -50,6 +50,20 @@ class EarlyStopping:
         check_number("min_delta", self.min_delta)
 
 
+def check_listeners(evaluate: Any, early_stopping: Any) -> None:
+    """What hears of reports must be able to.
+
+    Raises:
+        TypeError: ``evaluate`` is not callable, or ``early_stopping`` is no :class:`EarlyStopping`.
+    """
+    if evaluate is not None and not callable(evaluate):
+        raise TypeError(f"evaluate: got {type(evaluate).__name__}, expected a function of the state.")
+    if early_stopping is not None and not isinstance(early_stopping, EarlyStopping):
+        raise TypeError(
+            f"early_stopping: got {type(early_stopping).__name__}, expected an ebm_ppl.EarlyStopping(metric)."
+        )
+
+
 class BestSoFar:
     """The best state that a run has reported, by the rule of an :class:`EarlyStopping`."""
 
