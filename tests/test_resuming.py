@@ -1,5 +1,6 @@
 """Runs that are interrupted, killed and cut into pieces end where the uninterrupted run ends, to the last bit."""
 
+import contextlib
 import os
 import random
 import signal
@@ -90,7 +91,7 @@ def test_an_interruption_leaves_a_state_to_go_on_from(uninterrupted, tmp_path, m
         watch.start()
     with pytest.raises(ebm.TrainingInterrupted) as caught:
         # Many more updates than the signal waits for.
-        train(fresh_state(), 1_000_000 if moment == "running" else 60, **options)
+        train(fresh_state(), 20_000 if moment == "running" else 60, **options)
     state = caught.value.state
     step = int(state.step)
     assert step % 10 == 0
@@ -112,6 +113,22 @@ def _interrupt_after(calls, number):
     while len(calls) < number:
         time.sleep(0.001)
     os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_an_interruption_that_was_swallowed_is_heard_at_the_next_report():
+    """Where Ctrl-C falls into a callback of the garbage collector Python prints it and goes on."""
+    calls = []
+
+    def swallow(state):
+        calls.append(int(state.step))
+        if len(calls) == 2:
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(ebm.TrainingInterrupted) as caught:
+        train(fresh_state(), 60, save=swallow)
+    assert int(caught.value.state.step) == 20
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_an_interruption_is_a_keyboard_interrupt():

@@ -22,7 +22,7 @@ from ebm_ppl.partials import comparable
 from ebm_ppl.training.batches import Batches
 from ebm_ppl.training.health import is_finite, is_healthy, training_failure, unhealthy, warn_of_new
 from ebm_ppl.training.inputs import check_acceptance_can_be_followed, check_players, chunks_of
-from ebm_ppl.training.saving import Saver, training_interrupted
+from ebm_ppl.training.saving import Interruptions, Saver, training_interrupted
 from ebm_ppl.training.state import TrainState, check_short_runs
 from ebm_ppl.training.step import train_step
 from ebm_ppl.training.stopping import BestSoFar, EarlyStopping, Evaluate, check_listeners, evaluated
@@ -143,9 +143,9 @@ def fit(
     history: list[dict[str, np.ndarray]] = []
     best = None if early_stopping is None else BestSoFar(early_stopping, state)
     first, made_before, known, carry = int(state.step), 0, set[str](), None
+    is_silent = None if progress_bar is None else not progress_bar  # tqdm's None means "only on a terminal"
     try:
-        # tqdm's disable=None means "only on a terminal".
-        with tqdm(total=num_steps, unit="update", disable=None if progress_bar is None else not progress_bar) as bar:
+        with Interruptions() as interruptions, tqdm(total=num_steps, unit="update", disable=is_silent) as bar:
             for batches, available in chunks:
                 wanted = min(report_every, num_steps - made_before, available)
                 carry = _begun(key, state.step, batches) if carry is None else carry
@@ -165,6 +165,7 @@ def fit(
                 saver.save_if_due(state)
                 bar.update(made)
                 bar.set_postfix_str(_progress(report))
+                interruptions.check()
                 if best is not None and best.should_stop(state, report):
                     break
                 if made_before == num_steps:

@@ -1,13 +1,48 @@
 """When :func:`ebm_ppl.fit` hands its state to whoever saves it."""
 
+import signal
+import threading
 from collections.abc import Callable
-from typing import Any
+from types import FrameType
+from typing import Any, Self
 
 import numpy as np
 
 from ebm_ppl.checks import check_count
 from ebm_ppl.errors import TrainingInterrupted
 from ebm_ppl.training.state import TrainState
+
+
+class Interruptions:
+    """Ctrl-C that is not lost.
+
+    Python raises ``KeyboardInterrupt`` wherever the program happens to be, and swallows it in callbacks of its garbage
+    collector, of which JAX has one. While this context is open an interruption is remembered too, for :meth:`check` to
+    raise again. Only Python's own handler is replaced, and only in the main thread, where signals are heard.
+    """
+
+    def __init__(self) -> None:
+        self._is_pending, self._is_installed = False, False
+
+    def __enter__(self) -> Self:
+        is_main = threading.current_thread() is threading.main_thread()
+        if is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._hear)
+            self._is_installed = True
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._is_installed:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def check(self) -> None:
+        """Raise what was swallowed."""
+        if self._is_pending:
+            raise KeyboardInterrupt
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        self._is_pending = True
+        raise KeyboardInterrupt
 
 
 class Saver:
