@@ -22,6 +22,14 @@ from tests.resumed_run import KEY, OBJECTIVE, data, digest, fresh_state, train
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """Python's own handler of Ctrl-C: what a shell starts in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="module")
 def uninterrupted():
     return digest(train(fresh_state(), 60))

@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 import ebm_ppl as ebm
+import ebm_ppl.sharding  # now: what is imported after the plugin of type checks has other messages
 from ebm_ppl.meshes import everywhere, mesh_of, num_parts, on_host, over_chains
 from tests.benchmarks import scaling
 from tests.distributed import launch, scenarios
