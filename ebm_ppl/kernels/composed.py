@@ -5,7 +5,7 @@ name, and an info that is a :class:`Report`. :func:`read_report` makes one of an
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import blackjax
 import jax
@@ -158,7 +158,7 @@ def _langevin_proposal(logdensity_fn: LogDensity, step_size: Any) -> Callable[[A
     return propose
 
 
-def mala(logdensity_fn: LogDensity, step_size: Any) -> SamplingAlgorithm:
+def mala(logdensity_fn: LogDensity, step_size: Any) -> DrivenAlgorithm:
     """``blackjax.mala``, draw for draw; its info shows the proposal's energy, which BlackJAX's does not."""
     propose = _langevin_proposal(logdensity_fn, step_size)
 
@@ -187,10 +187,10 @@ def mala(logdensity_fn: LogDensity, step_size: Any) -> SamplingAlgorithm:
         new_state = jax.lax.cond(noise[1] < acceptance_rate, lambda: proposal, lambda: state)
         return new_state, Report(acceptance_rate, num_gradients=1, num_nonfinite=is_nonfinite(proposal.logdensity))
 
-    return cast(SamplingAlgorithm, _driven(init, draw_noise, move))
+    return _driven(init, draw_noise, move)
 
 
-def unadjusted_langevin(logdensity_fn: LogDensity, step_size: Any) -> SamplingAlgorithm:
+def unadjusted_langevin(logdensity_fn: LogDensity, step_size: Any) -> DrivenAlgorithm:
     """The proposals of MALA, all accepted."""
     propose = _langevin_proposal(logdensity_fn, step_size)
 
@@ -204,7 +204,7 @@ def unadjusted_langevin(logdensity_fn: LogDensity, step_size: Any) -> SamplingAl
         state = propose(noise, state)
         return state, Report(num_gradients=1, num_nonfinite=is_nonfinite(state.logdensity))
 
-    return cast(SamplingAlgorithm, _driven(init, draw_noise, move))
+    return _driven(init, draw_noise, move)
 
 
 def rmh(
@@ -337,7 +337,7 @@ mclmc = _microcanonical(blackjax.mclmc.differentiable)
 adjusted_mclmc = _microcanonical(blackjax.adjusted_mclmc.differentiable)
 adjusted_mclmc_dynamic = _microcanonical(blackjax.adjusted_mclmc_dynamic.differentiable)
 
-COMPOSED: dict[Callable, Callable[..., SamplingAlgorithm]] = {
+COMPOSED: dict[Callable, Callable[..., SamplingAlgorithm | DrivenAlgorithm]] = {
     blackjax.mala.differentiable: mala,
     blackjax.rmh.differentiable: rmh,
     blackjax.irmh.differentiable: irmh,

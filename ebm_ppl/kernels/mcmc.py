@@ -22,7 +22,7 @@ from ebm_ppl.kernels.refusals import builder, refusal
 from ebm_ppl.types import Array, Event, Info, Kernel, Key, Potential, PyTree
 
 
-def from_blackjax(algorithm: Callable[..., SamplingAlgorithm], **parameters: Any) -> Kernel:
+def from_blackjax(algorithm: Callable[..., SamplingAlgorithm | DrivenAlgorithm], **parameters: Any) -> Kernel:
     """Lift a per-chain BlackJAX sampler to a population kernel by ``vmap``.
 
     Floating numbers and arrays among the parameters become pytree leaves of the kernel (changing one never recompiles);
@@ -94,11 +94,11 @@ def from_blackjax(algorithm: Callable[..., SamplingAlgorithm], **parameters: Any
 class _Population:
     """The static half of a lifted kernel; hashable, so that equal kernels share one compilation."""
 
-    build: Callable[..., SamplingAlgorithm]
+    build: Callable[..., SamplingAlgorithm | DrivenAlgorithm]
     static: tuple[tuple[str, Hashable], ...]
 
     def __call__(self, potential: Potential, **tunables: PyTree) -> SamplingAlgorithm:
-        def chain_algorithm(position: Event) -> SamplingAlgorithm:
+        def chain_algorithm(position: Event) -> SamplingAlgorithm | DrivenAlgorithm:
             dtype = jnp.result_type(*jax.tree.leaves(position))
 
             def logdensity_fn(event: Event) -> Array:
@@ -138,7 +138,7 @@ class _Population:
         return SamplingAlgorithm(init, step)
 
 
-def sampler_behind(kernel: Kernel) -> Callable[..., SamplingAlgorithm] | None:
+def sampler_behind(kernel: Kernel) -> Callable[..., SamplingAlgorithm | DrivenAlgorithm] | None:
     """The per-chain sampler that a kernel of :func:`from_blackjax` lifts; ``None`` for any other kernel.
 
     Example:

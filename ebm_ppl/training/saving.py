@@ -4,7 +4,7 @@ import signal
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +24,7 @@ class Interruptions:
     def __init__(self) -> None:
         self._is_pending, self._is_installed = False, False
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Interruptions":
         is_main = threading.current_thread() is threading.main_thread()
         if is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, self._hear)
