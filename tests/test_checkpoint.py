@@ -6,6 +6,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import jax
@@ -532,6 +533,21 @@ def test_the_error_of_a_thread_is_heard(trained, tmp_path, monkeypatch):
     with checkpoints:
         checkpoints.save(trained)
     assert checkpoints.steps() == [20]
+
+
+def test_a_state_may_be_given_away_once_it_was_handed_over(trained, tmp_path, monkeypatch):
+    """Buffers that a training loop of one's own donates are gone while the thread still hashes."""
+    state = jax.tree.map(lambda x: jnp.copy(x) if isinstance(x, jax.Array) else x, trained)
+    expected, saved = digest(state), threading.Event()
+    original = ebm.checkpoint.directory.hashed_manifest
+    monkeypatch.setattr(ebm.checkpoint.directory, "hashed_manifest", lambda *a: (saved.wait(60.0), original(*a))[1])
+    with ebm.checkpoint.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state)
+        for leaf in jax.tree.leaves(state):
+            if isinstance(leaf, jax.Array):
+                leaf.delete()
+        saved.set()
+    assert digest(checkpoints.restore(like=fresh_state())) == expected
 
 
 def test_misuse_of_a_directory(trained, tmp_path):

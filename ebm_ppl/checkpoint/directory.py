@@ -5,11 +5,11 @@ import re
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import jax
+import numpy as np
 
-from ebm_ppl.checkpoint.states import State, arrays_and_manifest, restore, wait_for_all_processes
+from ebm_ppl.checkpoint.states import State, arrays_on_host, hashed_manifest, restore, wait_for_all_processes
 from ebm_ppl.checkpoint.storage import PARTIAL, write
 from ebm_ppl.checks import check_count
 from ebm_ppl.errors import CheckpointError
@@ -88,12 +88,15 @@ class Checkpoints:
                 f"{step}; expected a directory of this run alone. Restore from it, use another directory, or remove what "
                 "is in the way."
             )
-        arrays, manifest = arrays_and_manifest(state)
+        arrays = arrays_on_host(state)
         if jax.process_index() == 0:
             if self._writer is None:
-                self._write(step, arrays, manifest)
+                self._write(step, state, arrays)
             else:
-                self._pending = self._writer.submit(self._write, step, arrays, manifest)
+                # With the numbers on the host, the hashes are left to the thread too. It reads none of the state's own
+                # arrays, which whoever trains may have given away by then.
+                told = state._replace(step=arrays[".step"])
+                self._pending = self._writer.submit(self._write, step, told, arrays)
         if self._writer is None:
             wait_for_all_processes()
 
@@ -141,8 +144,8 @@ class Checkpoints:
         names = ((path, _NAME.fullmatch(path.name)) for path in self.directory.iterdir())
         return next(path for path, match in names if match and int(match[1]) == step)
 
-    def _write(self, step: int, arrays: dict[str, Any], manifest: Any) -> None:
-        write(self.path(step), arrays, manifest)
+    def _write(self, step: int, state: TrainState, arrays: dict[str, np.ndarray]) -> None:
+        write(self.path(step), arrays, hashed_manifest(state, arrays))
         for old in self.steps()[: -self._keep]:
             self._found(old).unlink(missing_ok=True)
         # Whole again: what a killed process left of other steps is of no use to anybody.

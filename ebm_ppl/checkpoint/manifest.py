@@ -1,6 +1,7 @@
 """What a checkpoint says about itself: the text beside its arrays, with a digest of its own."""
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -39,14 +40,20 @@ class Manifest:
 
 def environment() -> dict[str, Any]:
     """What the bits of a run depend on besides the state."""
-    packages = ("ebm-ppl", "jax", "jaxlib", "numpyro", "blackjax", "optax", "equinox")
     return {
-        **{package: importlib.metadata.version(package) for package in packages},
+        **_versions(),
         "python": platform.python_version(),
         "machine": platform.machine(),
         "backend": jax.default_backend(),
         "default_float": str(jnp.result_type(float)),
     }
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    """Looked up once: they are files to be read, and a run saves often."""
+    packages = ("ebm-ppl", "jax", "jaxlib", "numpyro", "blackjax", "optax", "equinox")
+    return {package: importlib.metadata.version(package) for package in packages}
 
 
 def digest(name: str, dtype: str, shape: tuple[int, ...], data: bytes | memoryview) -> str:
@@ -100,16 +107,15 @@ def _check(path: str, manifest: Manifest) -> None:
     is_sound = all(isinstance(part, dict) for part in (manifest.arrays, manifest.values, manifest.environment))
     is_sound &= isinstance(manifest.structure, dict) and all(isinstance(v, str) for v in manifest.structure.values())
     is_sound &= manifest.step is None or type(manifest.step) is int
-    if is_sound:
-        for name, entry in manifest.arrays.items():
-            if not (
-                isinstance(entry, dict)
-                and isinstance(entry.get("dtype"), str)
-                and isinstance(entry.get("shape"), list)
-                and all(type(size) is int and size >= 0 for size in entry["shape"])
-                and isinstance(entry.get("sha256"), str)
-                and isinstance(entry.get("key_impl", ""), str)
-            ):
-                raise CheckpointError("has an entry of the manifest that is none.", path=path, entry=name)
-    else:
+    if not is_sound:
         raise CheckpointError("has a manifest with parts of the wrong types.", path=path)
+    for name, entry in manifest.arrays.items():
+        if not (
+            isinstance(entry, dict)
+            and isinstance(entry.get("dtype"), str)
+            and isinstance(entry.get("shape"), list)
+            and all(type(size) is int and size >= 0 for size in entry["shape"])
+            and isinstance(entry.get("sha256"), str)
+            and isinstance(entry.get("key_impl", ""), str)
+        ):
+            raise CheckpointError("has an entry of the manifest that is none.", path=path, entry=name)

@@ -7,22 +7,20 @@ from typing import Any
 
 import jax
 
-from ebm_ppl.checkpoint.manifest import Manifest, environment
-from ebm_ppl.checkpoint.naming import described_structure, named_leaves, with_leaves
+from ebm_ppl.checkpoint.naming import named_leaves, with_leaves
 from ebm_ppl.checkpoint.states import (
     State,
     check_leaves,
     check_same_structure,
-    described_leaf,
     is_array,
     is_random_key,
+    manifest_of,
     other_leaf,
     wait_for_all_processes,
     with_key_of,
 )
 from ebm_ppl.checkpoint.storage import opened, write
 from ebm_ppl.errors import CheckpointError
-from ebm_ppl.training import TrainState
 from ebm_ppl.types import PyTree
 
 _MANIFEST, _ARRAYS = "manifest.safetensors", "arrays"
@@ -54,23 +52,13 @@ def save_sharded(directory: str | os.PathLike[str], state: PyTree) -> None:
     path = Path(directory).absolute()
     if (path / _ARRAYS).exists():
         raise FileExistsError(f"directory: {str(path)!r} has a checkpoint already, expected a new directory.")
-    leaves = named_leaves(state)
-    arrays = {name: leaf for name, leaf in leaves.items() if is_array(leaf)}
-    entries = {}
-    for name, leaf in arrays.items():
-        data = jax.eval_shape(jax.random.key_data, leaf) if is_random_key(leaf) else leaf
-        entries[name] = {"dtype": str(data.dtype), "shape": list(data.shape), "sha256": ""}
-        if is_random_key(leaf):
-            entries[name]["key_impl"] = str(jax.random.key_impl(leaf))
-    values = {name: described_leaf(leaf) for name, leaf in leaves.items() if not is_array(leaf)}
-    step = int(state.step) if isinstance(state, TrainState) else None
     if jax.process_index() == 0:
         path.mkdir(parents=True, exist_ok=True)
-        write(path / _MANIFEST, {}, Manifest(entries, values, described_structure(state), step, environment()))
+        write(path / _MANIFEST, {}, manifest_of(state, _unhashed))
     wait_for_all_processes()
     # Last: a checkpoint is complete when its arrays are there.
     with _orbax().StandardCheckpointer() as checkpointer:
-        checkpointer.save(path / _ARRAYS, arrays)
+        checkpointer.save(path / _ARRAYS, _arrays(named_leaves(state)))
 
 
 def restore_sharded(directory: str | os.PathLike[str], like: State, *, check_structure: bool = True) -> State:
@@ -99,14 +87,23 @@ def restore_sharded(directory: str | os.PathLike[str], like: State, *, check_str
     if check_structure:
         check_same_structure(str(path), manifest, template)
     check_leaves(str(path), manifest, leaves)
-    arrays = {name: leaf for name, leaf in leaves.items() if is_array(leaf)}
     try:
         with _orbax().StandardCheckpointer() as checkpointer:
-            found = checkpointer.restore(path / _ARRAYS, arrays)
+            found = checkpointer.restore(path / _ARRAYS, _arrays(leaves))
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"has arrays that Orbax cannot read ({error}).", path=str(path)) from error
     others = {name: other_leaf(str(path), manifest, name, leaf) for name, leaf in leaves.items() if not is_array(leaf)}
     return with_leaves(template, {**found, **others})
+
+
+def _arrays(leaves: dict[str, Any]) -> dict[str, Any]:
+    return {name: leaf for name, leaf in leaves.items() if is_array(leaf)}
+
+
+def _unhashed(name: str, leaf: Any) -> dict[str, Any]:
+    """What the manifest says about an array of which this process may have a part only."""
+    data = jax.eval_shape(jax.random.key_data, leaf) if is_random_key(leaf) else leaf
+    return {"dtype": str(data.dtype), "shape": list(data.shape), "sha256": ""}
 
 
 def _orbax() -> Any:

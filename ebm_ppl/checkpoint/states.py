@@ -1,6 +1,7 @@
 """A state to a file, and back into a state of the same make."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -107,21 +108,45 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
 
 def arrays_and_manifest(state: PyTree) -> tuple[dict[str, np.ndarray], Manifest]:
     """The arrays of a state as NumPy's, and its manifest. With many processes this waits for all of them."""
-    arrays: dict[str, np.ndarray] = {}
+    arrays = arrays_on_host(state)
+    return arrays, hashed_manifest(state, arrays)
+
+
+def arrays_on_host(state: PyTree) -> dict[str, np.ndarray]:
+    """The arrays of a state as NumPy's, random keys as their numbers. With many processes this waits for all of them."""
+    leaves = {name: leaf for name, leaf in named_leaves(state).items() if is_array(leaf)}
+    for name, leaf in leaves.items():
+        if is_traced(leaf):
+            raise TypeError(f"state: {name} is being traced, expected numbers. Save outside of jit.")
+    return {
+        name: _host_array(name, jax.random.key_data(leaf) if is_random_key(leaf) else leaf)
+        for name, leaf in leaves.items()
+    }
+
+
+def hashed_manifest(state: PyTree, arrays: dict[str, np.ndarray]) -> Manifest:
+    """The manifest of a state whose arrays are on the host; the hashes of them are what takes its time."""
+    return manifest_of(state, lambda name, _: array_entry(name, arrays[name]))
+
+
+def manifest_of(state: PyTree, entry_of: Callable[[str, Any], dict[str, Any]]) -> Manifest:
+    """The manifest of a state.
+
+    Args:
+        state: Any pytree.
+        entry_of: What is said of one array, given its name and the leaf.
+    """
     entries: dict[str, dict[str, Any]] = {}
     values: dict[str, Any] = {}
     for name, leaf in named_leaves(state).items():
-        if is_traced(leaf):
-            raise TypeError(f"state: {name} is being traced, expected numbers. Save outside of jit.")
         if not is_array(leaf):
             values[name] = described_leaf(leaf)
             continue
-        arrays[name] = _host_array(name, jax.random.key_data(leaf) if is_random_key(leaf) else leaf)
-        entries[name] = array_entry(name, arrays[name])
+        entries[name] = entry_of(name, leaf)
         if is_random_key(leaf):
             entries[name]["key_impl"] = str(jax.random.key_impl(leaf))
     step = int(state.step) if isinstance(state, TrainState) else None
-    return arrays, Manifest(entries, values, described_structure(state), step, environment())
+    return Manifest(entries, values, described_structure(state), step, environment())
 
 
 def wait_for_all_processes() -> None:

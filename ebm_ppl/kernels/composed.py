@@ -312,7 +312,7 @@ def _microcanonical(build: Callable[..., SamplingAlgorithm]) -> Callable[..., Sa
         inner: Any = build(logdensity_fn, integrator=integrator, **parameters)
 
         def init(position: Event, rng_key: Key | None = None) -> Any:
-            size = sum(leaf.size for leaf in jax.tree.leaves(position))
+            size = event_size(position)
             if size < 2:
                 raise ValueError(
                     f"position: got events of {size} number, expected at least 2: microcanonical dynamics turn a velocity "

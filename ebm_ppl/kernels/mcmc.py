@@ -262,10 +262,9 @@ def _with_default_mass(build: Callable[..., SamplingAlgorithm], name: str) -> Ca
         logdensity_fn: Callable[[Event], Array], inverse_mass_matrix: Array | None = None, **parameters: Any
     ) -> SamplingAlgorithm:
         def algorithm(position: Event) -> SamplingAlgorithm:
-            matrix, leaves = inverse_mass_matrix, jax.tree.leaves(position)
-            size = sum(leaf.size for leaf in leaves)
+            matrix, size = inverse_mass_matrix, event_size(position)
             if matrix is None:
-                matrix = jnp.ones(size, jnp.result_type(*leaves))
+                matrix = jnp.ones(size, jnp.result_type(*jax.tree.leaves(position)))
             elif matrix.shape[0] != size:
                 raise ValueError(f"inverse_mass_matrix: got shape {matrix.shape} for events of {size} numbers.")
             return build(logdensity_fn, inverse_mass_matrix=matrix, **parameters)

@@ -1,5 +1,6 @@
 """Runs of cases with several seeds, and their tables: a row per case, with its seeds in their order in every cell."""
 
+import argparse
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,6 +18,27 @@ def run_seeds(path: Path, runs: Iterable[tuple[str, Callable[[], dict[str, Any]]
             print(name, {k: v for k, v in done[name].items() if not isinstance(v, list)}, flush=True)
             path.write_text(json.dumps(done, indent=1) + "\n")
     return done
+
+
+def recorder(description: str | None, name: str, *, only: str | None = None) -> tuple[Path, argparse.Namespace]:
+    """The command line of a benchmark that keeps its results: where they are, ``folder/name.json``, and the options.
+
+    Args:
+        description: Of the benchmark.
+        name: Of the file.
+        only: What ``--only`` selects, where there is such an option.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("folder", type=Path)
+    if only is not None:
+        parser.add_argument("--only", default="", help=f"what the names of the {only} begin with")
+    parser.add_argument("--fresh", action="store_true", help="forget what was done before")
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    path = options.folder / f"{name}.json"
+    if options.fresh:
+        path.unlink(missing_ok=True)
+    return path, options
 
 
 def markdown(rows: list[list[str]]) -> str:

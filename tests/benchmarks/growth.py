@@ -11,7 +11,6 @@ and state, and by how much training, compiled before, rises above what the proce
 time, or log memory, against log size over the larger half of a series; the middle point belongs to it.
 """
 
-import argparse
 import ctypes
 import functools
 import gc
@@ -33,7 +32,7 @@ import optax
 
 import ebm_ppl as ebm
 from ebm_ppl.objectives import persistent_contrastive_divergence
-from tests.benchmarks._seeds import markdown, run_seeds
+from tests.benchmarks._seeds import markdown, recorder, run_seeds
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH = 256
@@ -322,14 +321,7 @@ def run() -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--fresh", action="store_true", help="forget what was done before")
-    options = parser.parse_args()
-    options.folder.mkdir(parents=True, exist_ok=True)
-    path = options.folder / "growth.json"
-    if options.fresh:
-        path.unlink(missing_ok=True)
+    path, options = recorder(__doc__, "growth")
     done = run_all(path)
     if not is_memory_independent_of_k(done):
         raise RuntimeError("the temporary memory of an update grows with the steps of its chains.")

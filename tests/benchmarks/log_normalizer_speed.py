@@ -10,12 +10,10 @@ pairs. BlackJAX's loop spaces its temperatures by the weights of particles befor
 temperature before, so the two do not make the same number of temperatures.
 """
 
-import argparse
 import functools
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import blackjax
@@ -27,7 +25,7 @@ from blackjax.smc.resampling import systematic
 
 import ebm_ppl as ebm
 from ebm_ppl import kernels, targets
-from tests.benchmarks._seeds import markdown, run_seeds
+from tests.benchmarks._seeds import markdown, recorder, run_seeds
 
 GOAL, REPLICATES = 0.1, 24
 DIM = 32
@@ -149,14 +147,7 @@ def run() -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--fresh", action="store_true", help="forget what was done before")
-    options = parser.parse_args()
-    options.folder.mkdir(parents=True, exist_ok=True)
-    path = options.folder / "log_normalizer_speed.json"
-    if options.fresh:
-        path.unlink(missing_ok=True)
+    path, options = recorder(__doc__, "log_normalizer_speed")
     done = run_seeds(path, [("comparison", functools.partial(compare, REPLICATES))])["comparison"]
     (options.folder / "log_normalizer_speed.inc").write_text(table(done))
     print(table(done))

@@ -11,7 +11,6 @@ per chain, all chains running side by side. The estimate at a budget is the mean
 run so far, and its error is that from the exact weight. Times are those of one core, with everything compiled before.
 """
 
-import argparse
 import functools
 import time
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from jax.scipy.special import ndtr
 import ebm_ppl as ebm
 from ebm_ppl import diffusion, flows, kernels
 from ebm_ppl.targets.mixture import mixture_target
-from tests.benchmarks._seeds import Runs, markdown, run_seeds
+from tests.benchmarks._seeds import Runs, markdown, recorder, run_seeds
 
 SEEDS, NUM_CHAINS, GOAL = 3, 512, 0.02
 DIM, WEIGHTS, SCALES = 8, np.array([0.3, 0.7]), np.array([0.6, 1.0])
@@ -313,15 +312,7 @@ def run() -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--only", default="", help="what the names of the methods begin with")
-    parser.add_argument("--fresh", action="store_true", help="forget what was done before")
-    options = parser.parse_args()
-    options.folder.mkdir(parents=True, exist_ok=True)
-    path = options.folder / "statistical_speed.json"
-    if options.fresh:
-        path.unlink(missing_ok=True)
+    path, options = recorder(__doc__, "statistical_speed", only="methods")
     done = run_all(path, options.only)
     (options.folder / "statistical_speed.inc").write_text(table(done))
     if all(f"{name}/{seed}" in done for name in METHODS for seed in range(SEEDS)):
