@@ -34,6 +34,16 @@ def function_behind(kernel: Any) -> Any:
     return kernel.func if isinstance(kernel, Partial) else kernel
 
 
+def tunables_of(kernel: Any) -> dict[str, Any]:
+    """The tunables of a kernel by name: what its function takes beside the potential.
+
+    Example:
+        >>> tunables_of(Partial(pow, exp=2)), tunables_of(pow)
+        ({'exp': 2}, {})
+    """
+    return kernel.keywords if isinstance(kernel, Partial) else {}
+
+
 def as_constants(tree: Any) -> Any:
     """A pytree of the same kind whose arrays are constants to every derivative.
 

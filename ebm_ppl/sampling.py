@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 
 from ebm_ppl.checks import as_array, check_count, check_key, check_potential, is_traced
 from ebm_ppl.info import count_start, run_steps
-from ebm_ppl.partials import as_constants, function_behind
+from ebm_ppl.partials import as_constants, function_behind, tunables_of
 from ebm_ppl.types import (
     Array,
     AuxiliaryKernel,
@@ -22,6 +21,7 @@ from ebm_ppl.types import (
     Info,
     Kernel,
     Key,
+    PhaseKernel,
     Potential,
     PyTree,
     SamplerState,
@@ -146,7 +146,7 @@ def temperature_of(sampler: SamplerState) -> Array | None:
     func = function_behind(sampler.kernel)
     if not isinstance(func, TemperedKernel):
         return None
-    return func.temperature(**(sampler.kernel.keywords if isinstance(sampler.kernel, Partial) else {}))
+    return func.temperature(**tunables_of(sampler.kernel))
 
 
 def fresh_auxiliary(position: PyTree, kernel: Kernel) -> PyTree:
@@ -154,7 +154,7 @@ def fresh_auxiliary(position: PyTree, kernel: Kernel) -> PyTree:
     func = function_behind(kernel)
     if not isinstance(func, AuxiliaryKernel):
         return None
-    return func.start_auxiliary(position, **(kernel.keywords if isinstance(kernel, Partial) else {}))
+    return func.start_auxiliary(position, **tunables_of(kernel))
 
 
 def advance(key: Key, potential: Potential, sampler: SamplerState, num_steps: int) -> tuple[SamplerState, Info]:
@@ -263,11 +263,15 @@ def _population(key: Key, potential: Potential, sampler: SamplerState) -> tuple[
     return algorithm.step, algorithm.init(sampler.position, key, sampler.auxiliary)
 
 
+def _moved_to(sampler: SamplerState, position: PyTree, num_steps: int) -> SamplerState:
+    return sampler._replace(position=position, age=None if sampler.age is None else sampler.age + num_steps)
+
+
 def _after(sampler: SamplerState, state: Any, num_steps: int) -> SamplerState:
     """What survives of a kernel state, ``num_steps`` steps later."""
-    auxiliary = None if sampler.auxiliary is None else state.auxiliary
-    age = None if sampler.age is None else sampler.age + num_steps
-    sampler = sampler._replace(position=state.position, auxiliary=auxiliary, age=age)
+    sampler = _moved_to(sampler, state.position, num_steps)
+    if sampler.auxiliary is not None:
+        sampler = sampler._replace(auxiliary=state.auxiliary)
     return sampler._replace(log_weight=state.log_weight) if isinstance(state, WeightedPopulation) else sampler
 
 
@@ -275,6 +279,10 @@ def _advance(key: Key, potential: Potential, sampler: SamplerState, num_steps: i
     # Negatives are constants of the loss: no gradient flows into or out of a chain.
     potential, sampler = as_constants((potential, sampler))
     init_key, run_key = jax.random.split(key)
+    func = function_behind(sampler.kernel)
+    if isinstance(func, PhaseKernel):
+        position, info = func.run_phase(run_key, potential, sampler.position, num_steps, **tunables_of(sampler.kernel))
+        return as_constants((_moved_to(sampler, position, num_steps), info))
     step, state = _population(init_key, potential, sampler)
     # A state of positions alone was made without looking at the energy.
     is_evaluated = len(jax.tree.leaves(state)) > len(jax.tree.leaves(sampler.position))

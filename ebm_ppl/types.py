@@ -156,6 +156,20 @@ class TemperedKernel(Protocol):
 
 
 @runtime_checkable
+class PhaseKernel(Protocol):
+    """The function behind a kernel (``kernel.func``) that runs a phase as a whole, for less than its steps one by one.
+
+    Steps of unadjusted Langevin need gradients alone, and no energies.
+    """
+
+    def run_phase(
+        self, key: Key, potential: Potential, position: PyTree, num_steps: int, /, **tunables: Any
+    ) -> tuple[PyTree, Info]:
+        """The same law as ``num_steps`` steps; the report has the energies before and after, and counts everything."""
+        ...
+
+
+@runtime_checkable
 class WeightedPopulation(Protocol):
     """A kernel state whose chains have importance weights of their own."""
 

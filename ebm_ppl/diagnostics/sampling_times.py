@@ -7,12 +7,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 
 from ebm_ppl.checks import as_array, check_count, map_energy
 from ebm_ppl.diagnostics.energy_distance import energy_distance
 from ebm_ppl.generation import draw_short_run, short_run_of
-from ebm_ppl.partials import function_behind
+from ebm_ppl.partials import function_behind, tunables_of
 from ebm_ppl.potentials import trainable
 from ebm_ppl.potentials.short_run import not_a_density
 from ebm_ppl.types import Array, Event, Kernel, Key, Potential, PyTree
@@ -184,7 +183,7 @@ def sampling_times(
 def _rows(rows: Array, kernel: Kernel) -> Array:
     """At least two rows, finite, of the shape of the draws."""
     func: Any = function_behind(kernel)
-    tunables = kernel.keywords if isinstance(kernel, Partial) else {}
+    tunables = tunables_of(kernel)
     start = jax.eval_shape(lambda key: func.start_positions(key, 2, **tunables), jax.random.key(0))
     if not isinstance(start, jax.ShapeDtypeStruct) or start.shape[1:] != rows.shape[1:]:
         shapes = jax.tree.map(lambda x: x.shape[1:], start)

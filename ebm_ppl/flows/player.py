@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 import optax
-from jax.tree_util import Partial
 
+from ebm_ppl.partials import tunables_of
 from ebm_ppl.types import PyTree, SamplerState
 
 _NAME = "proposal"
@@ -24,7 +24,7 @@ def proposal_of(sampler: SamplerState) -> Any:
         >>> float(proposal_of(sampler).scale)
         2.0
     """
-    tunables = sampler.kernel.keywords if isinstance(sampler.kernel, Partial) else {}
+    tunables = tunables_of(sampler.kernel)
     if _NAME not in tunables:
         raise ValueError(
             f"sampler: its kernel has tunables {sorted(tunables)}, expected a 'proposal' to refit. Kernels with one are "

@@ -22,9 +22,9 @@ from ebm_ppl.kernels.microcanonical import unadjusted_mclmc as unadjusted_mclmc
 from ebm_ppl.kernels.one_step import barker as barker
 from ebm_ppl.kernels.one_step import mala as mala
 from ebm_ppl.kernels.one_step import random_walk as random_walk
-from ebm_ppl.kernels.one_step import unadjusted_langevin as unadjusted_langevin
 from ebm_ppl.kernels.scaled_langevin import implied_temperature as implied_temperature
 from ebm_ppl.kernels.scaled_langevin import langevin as langevin
+from ebm_ppl.kernels.scaled_langevin import unadjusted_langevin as unadjusted_langevin
 from ebm_ppl.kernels.short_run import short_run as short_run
 from ebm_ppl.kernels.sphere_langevin import sphere_langevin as sphere_langevin
 from ebm_ppl.kernels.tempered import tempered_smc as tempered_smc

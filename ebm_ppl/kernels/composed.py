@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 from blackjax.base import SamplingAlgorithm
 from blackjax.mcmc import integrators, metrics
-from blackjax.mcmc.diffusions import DiffusionState
 from blackjax.mcmc.mala import MALAState
 from blackjax.mcmc.proposal import compute_asymmetric_acceptance_ratio, static_binomial_sampling
 from blackjax.mcmc.random_walk import RWState, build_rmh_transition_energy, normal, rmh_proposal
@@ -129,38 +128,13 @@ class DrivenAlgorithm(NamedTuple):
     move: Callable[[Any, Any], tuple[Any, Report]]
 
 
-def _driven(init: Callable[..., Any], draw_noise: Callable[..., Any], move: Callable[..., Any]) -> DrivenAlgorithm:
-    def step(rng_key: Key, state: Any) -> tuple[Any, Report]:
-        return move(draw_noise(rng_key, (), event_size(state.position)), state)
-
-    return DrivenAlgorithm(init, step, draw_noise, move)
-
-
 def event_size(event: Event) -> int:
     """Numbers of one event."""
     return sum(leaf.size for leaf in jax.tree.leaves(event))
 
 
-def _langevin_proposal(logdensity_fn: LogDensity, step_size: Any) -> Callable[[Array, Any], DiffusionState]:
-    """``x + eps grad log p(x) + sqrt(2 eps) xi`` with the log density there, for flat noise ``xi``."""
-    evaluate = jax.value_and_grad(logdensity_fn)
-
-    def propose(noise: Array, state: Any) -> DiffusionState:
-        unravel = ravel_pytree(state.position)[1]
-        position = jax.tree.map(
-            lambda x, gradient, xi: x + step_size * gradient + jnp.sqrt(2 * step_size) * xi,
-            state.position,
-            state.logdensity_grad,
-            unravel(noise.astype(jnp.result_type(*jax.tree.leaves(state.position)))),
-        )
-        return DiffusionState(position, *evaluate(position))
-
-    return propose
-
-
 def mala(logdensity_fn: LogDensity, step_size: Any) -> DrivenAlgorithm:
     """``blackjax.mala``, draw for draw; its info shows the proposal's energy, which BlackJAX's does not."""
-    propose = _langevin_proposal(logdensity_fn, step_size)
 
     def transition_energy(state: Any, new: Any) -> Array:
         """``-log p(new) - log q(state | new)``, up to a constant."""
@@ -182,29 +156,22 @@ def mala(logdensity_fn: LogDensity, step_size: Any) -> DrivenAlgorithm:
         return jax.random.normal(propose_key, (*shape, size)), jax.random.uniform(accept_key, shape)
 
     def move(noise: Any, state: Any) -> tuple[Any, Report]:
-        proposal = MALAState(*propose(noise[0], state))
+        unravel = ravel_pytree(state.position)[1]
+        position = jax.tree.map(
+            lambda x, gradient, xi: x + step_size * gradient + jnp.sqrt(2 * step_size) * xi,
+            state.position,
+            state.logdensity_grad,
+            unravel(noise[0].astype(jnp.result_type(*jax.tree.leaves(state.position)))),
+        )
+        proposal = init(position)
         acceptance_rate = jnp.clip(jnp.exp(log_acceptance_ratio(state, proposal)), max=1)
         new_state = jax.lax.cond(noise[1] < acceptance_rate, lambda: proposal, lambda: state)
         return new_state, Report(acceptance_rate, num_gradients=1, num_nonfinite=is_nonfinite(proposal.logdensity))
 
-    return _driven(init, draw_noise, move)
+    def step(rng_key: Key, state: Any) -> tuple[Any, Report]:
+        return move(draw_noise(rng_key, (), event_size(state.position)), state)
 
-
-def unadjusted_langevin(logdensity_fn: LogDensity, step_size: Any) -> DrivenAlgorithm:
-    """The proposals of MALA, all accepted."""
-    propose = _langevin_proposal(logdensity_fn, step_size)
-
-    def init(position: Event, rng_key: Key | None = None) -> Any:
-        return DiffusionState(position, *jax.value_and_grad(logdensity_fn)(position))
-
-    def draw_noise(rng_key: Key, shape: tuple[int, ...], size: int) -> Array:
-        return jax.random.normal(rng_key, (*shape, size))
-
-    def move(noise: Any, state: Any) -> tuple[Any, Report]:
-        state = propose(noise, state)
-        return state, Report(num_gradients=1, num_nonfinite=is_nonfinite(state.logdensity))
-
-    return _driven(init, draw_noise, move)
+    return DrivenAlgorithm(init, step, draw_noise, move)
 
 
 def rmh(

@@ -36,29 +36,6 @@ def mala(step_size: float | Array) -> Kernel:
     return from_blackjax(blackjax.mala, step_size=step_size)
 
 
-def unadjusted_langevin(step_size: float | Array) -> Kernel:
-    """Unadjusted Langevin: ``x' = x - eps grad U(x) + sqrt(2 eps) xi``, with no accept step.
-
-    BIASED: its stationary law differs from ``exp(-U)`` by a term of order ``eps``, and its acceptance rate is NaN because
-    nothing is ever rejected. Use :func:`mala` where the law matters. A step to a NaN or infinite energy is counted in
-    ``info.num_nonfinite`` but stands; the chain is flagged as divergent where its energy or gradient is not a number.
-
-    Args:
-        step_size: ``eps > 0``, in squared units of ``x``; part of the model when training relies on it.
-
-    Raises:
-        TypeError: an argument is no real number.
-        ValueError: ``step_size`` is not finite and positive.
-
-    Example:
-        >>> kernel = unadjusted_langevin(step_size=0.01)
-
-    References:
-        Parisi (1981), Correlation functions and computer simulations, Nuclear Physics B 180.
-    """
-    return from_blackjax(composed.unadjusted_langevin, step_size=step_size)
-
-
 def barker(step_size: float | Array, *, inverse_mass_matrix: Array | None = None) -> Kernel:
     """The Barker proposal: a step of random size whose sign prefers to go downhill, accepted or rejected exactly.
 

@@ -14,8 +14,7 @@ from blackjax.base import SamplingAlgorithm
 from jax.tree_util import Partial
 
 from ebm_ppl.checks import check_markov_kernel
-from ebm_ppl.kernels import composed
-from ebm_ppl.kernels.mcmc import sampler_behind
+from ebm_ppl.kernels.scaled_langevin import is_unadjusted_langevin
 from ebm_ppl.kernels.tempered import check_target_ess
 from ebm_ppl.proposals import check_proposal, hold, log_density
 from ebm_ppl.types import Array, Info, Kernel, Key, Potential, PyTree
@@ -89,7 +88,7 @@ def reweighted(inner: Kernel, reference: Any, *, min_ess: float | Array = 0.5) -
     check_markov_kernel("inner", inner)
     check_proposal("reference", reference)
     func, tunables = (inner.func, inner.keywords) if isinstance(inner, Partial) and not inner.args else (inner, {})
-    is_unadjusted = sampler_behind(inner) is composed.unadjusted_langevin
+    is_unadjusted = is_unadjusted_langevin(inner)
     static = _Reweighted(func, is_unadjusted)
     return Partial(static, **tunables, reference=hold(reference), min_ess=check_target_ess(min_ess, name="min_ess"))
 

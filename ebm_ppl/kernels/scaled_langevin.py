@@ -1,6 +1,5 @@
 """Unadjusted Langevin with separate drift and noise scales, and the temperature that the two imply."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,14 +9,9 @@ from blackjax.base import SamplingAlgorithm
 from jax.tree_util import Partial
 
 from ebm_ppl.checks import check_positive
-from ebm_ppl.info import step_info
+from ebm_ppl.info import moved, step_info
+from ebm_ppl.partials import tunables_of
 from ebm_ppl.types import Array, Info, Kernel, Key, Potential, PyTree
-
-
-class LangevinState(NamedTuple):
-    """Positions ``(chain, *event)``; nothing is cached."""
-
-    position: PyTree
 
 
 def implied_temperature(step_size: float | Array, noise_scale: float | Array) -> Array:
@@ -68,8 +62,9 @@ def langevin(
 
     Returns:
         A kernel with one gradient per step and no acceptance rate. Its tunables: ``step_size``, ``noise_scale`` or
-        ``temperature``, and ``max_gradient`` if given. A chain whose
-        position or energy is no longer finite is flagged as divergent.
+        ``temperature``, and ``max_gradient`` if given. A chain whose position or energy is no longer finite is flagged as
+        divergent. :func:`ebm_ppl.advance` looks at the energy at both ends of a phase, not at every step: gradients alone
+        cost less.
 
     Raises:
         TypeError: an argument is no real number.
@@ -117,11 +112,37 @@ def langevin_tunables(
     return checked
 
 
+def unadjusted_langevin(step_size: float | Array) -> Kernel:
+    """Unadjusted Langevin: ``x' = x - eps grad U(x) + sqrt(2 eps) xi``, with no accept step.
+
+    It is :func:`langevin` at temperature one.
+
+    BIASED: its stationary law differs from ``exp(-U)`` by a term of order ``eps``, and its acceptance rate is NaN because
+    nothing is ever rejected. Use :func:`mala` where the law matters. A chain whose position or energy is not finite is
+    counted in ``info.num_nonfinite`` and flagged as divergent, but its step stands.
+
+    Args:
+        step_size: ``eps > 0``, in squared units of ``x``; part of the model when training relies on it.
+
+    Raises:
+        TypeError: an argument is no real number.
+        ValueError: ``step_size`` is not finite and positive, or not a single number.
+
+    Example:
+        >>> kernel = unadjusted_langevin(step_size=0.01)
+
+    References:
+        Parisi (1981), Correlation functions and computer simulations, Nuclear Physics B 180.
+    """
+    tunables = langevin_tunables(step_size, None, 1.0, None)
+    return Partial(_Langevin(antithetic=False), step_size=tunables["step_size"])
+
+
 def langevin_noise_scale(tunables: dict[str, Array]) -> Array:
     """Standard deviation of the noise of one step."""
     if "noise_scale" in tunables:
         return tunables["noise_scale"]
-    return jnp.sqrt(2.0 * tunables["step_size"] * tunables["temperature"])
+    return jnp.sqrt(2.0 * tunables["step_size"] * tunables.get("temperature", 1.0))
 
 
 def langevin_temperature(tunables: dict[str, Array]) -> Array:
@@ -137,15 +158,17 @@ def take_langevin_step(
     Raises:
         ValueError: antithetic noise for an odd number of chains.
     """
+    return _step_along(key, position, _gradient(potential, position), tunables, antithetic=antithetic)
+
+
+def _gradient(potential: Potential, position: PyTree) -> PyTree:
     dtype = jnp.result_type(*jax.tree.leaves(position))
-    gradient = jax.vmap(jax.grad(lambda event: jnp.asarray(potential(event), dtype)))(position)
-    return step_along(key, position, gradient, tunables, antithetic=antithetic)
+    return jax.vmap(jax.grad(lambda event: jnp.asarray(potential(event), dtype)))(position)
 
 
-def step_along(
+def _step_along(
     key: Key, position: PyTree, gradient: PyTree, tunables: dict[str, Array], *, antithetic: bool = False
 ) -> PyTree:
-    """:func:`take_langevin_step`, given the gradient of the energy at ``position``."""
     dtype = jnp.result_type(*jax.tree.leaves(position))
     scales = {name: jnp.asarray(value, dtype) for name, value in tunables.items()}
     step_size, noise_scale = scales["step_size"], langevin_noise_scale(scales)
@@ -184,16 +207,18 @@ def run_langevin(
 
 def langevin_info(potential: Potential, position: PyTree, num_steps: int) -> Info:
     """The report of ``num_steps`` Langevin steps that ended at ``position``, for one more evaluation of the energy."""
-    is_lost = _is_lost(position, jax.vmap(potential)(position))
-    return step_info(
+    energy = jax.vmap(potential)(position)
+    is_lost = _is_lost(position, energy)
+    info = step_info(
         is_lost.shape[0], is_divergent=is_lost, num_gradients=num_steps, num_energies=1, num_nonfinite=is_lost
     )
+    return info._replace(potential_after=energy)
 
 
-def _is_lost(position: PyTree, energy: Array) -> Array:
-    """Nothing is rejected, so a chain whose position or energy is not finite is lost: ``(chain,)``."""
-    lost = [~jnp.isfinite(leaf.reshape(leaf.shape[0], -1)).all(axis=1) for leaf in jax.tree.leaves(position)]
-    return jnp.stack([*lost, ~jnp.isfinite(energy)]).any(axis=0)
+def _is_lost(*values: PyTree) -> Array:
+    """Nothing is rejected, so a chain whose position, energy or gradient is not finite is lost: ``(chain,)``."""
+    leaves = jax.tree.leaves(values)
+    return jnp.stack([~jnp.isfinite(leaf.reshape(leaf.shape[0], -1)).all(axis=1) for leaf in leaves]).any(axis=0)
 
 
 class EvaluatedState(NamedTuple):
@@ -204,50 +229,69 @@ class EvaluatedState(NamedTuple):
     logdensity_grad: PyTree
 
 
-def langevin_algorithm(
-    potential: Potential,
-    tunables: dict[str, Array],
-    *,
-    antithetic: bool,
-    project: Callable[[PyTree], PyTree] = lambda position: position,
-) -> SamplingAlgorithm:
-    """Langevin steps of a population, each put where it belongs by ``project``, at one gradient per step.
+@dataclass(frozen=True)
+class LangevinSteps:
+    """The static half of a kernel of Langevin steps; an :class:`~ebm_ppl.types.PhaseKernel`.
 
-    A step is judged by the energy that comes with the gradient of the next one.
+    Steps taken one by one are judged each, by the energy that comes with the gradient of the next one. A phase as a whole
+    needs no energies but those at its ends.
     """
 
-    def evaluated(position: PyTree) -> EvaluatedState:
-        dtype = jnp.result_type(*jax.tree.leaves(position))
-        return EvaluatedState(
-            position, *jax.vmap(jax.value_and_grad(lambda event: -jnp.asarray(potential(event), dtype)))(position)
-        )
-
-    def init(position: PyTree, rng_key: Key | None = None) -> EvaluatedState:
-        return evaluated(position)
-
-    def step(rng_key: Key, state: Any) -> tuple[Any, Info]:
-        gradient = jax.tree.map(jnp.negative, state.logdensity_grad)
-        moved = step_along(rng_key, state.position, gradient, tunables, antithetic=antithetic)
-        state = evaluated(project(moved))
-        is_lost = _is_lost(state.position, state.logdensity)
-        info = step_info(is_lost.shape[0], is_divergent=is_lost, num_gradients=1, num_nonfinite=is_lost)
-        return state, info
-
-    return SamplingAlgorithm(init, step)
-
-
-@dataclass(frozen=True)
-class _Langevin:
-    """The static half of the kernel."""
-
     antithetic: bool
+
+    def project(self, position: PyTree) -> PyTree:
+        """From where a step leads to where the chains live."""
+        return position
 
     def temperature(self, **tunables: Any) -> Array:
         """The implied temperature."""
         return langevin_temperature(tunables)
 
     def __call__(self, potential: Potential, **tunables: Any) -> SamplingAlgorithm:
-        return langevin_algorithm(potential, tunables, antithetic=self.antithetic)
+        """BlackJAX's pair for a population."""
+
+        def init(position: PyTree, rng_key: Key | None = None) -> EvaluatedState:
+            return _evaluated(potential, position)
+
+        def step(rng_key: Key, state: Any) -> tuple[Any, Info]:
+            state = init(self._step_from(state, rng_key, tunables))
+            is_lost = _is_lost(state)
+            return state, step_info(is_lost.shape[0], is_divergent=is_lost, num_gradients=1, num_nonfinite=is_lost)
+
+        return SamplingAlgorithm(init, step)
+
+    def run_phase(
+        self, key: Key, potential: Potential, position: PyTree, num_steps: int, /, **tunables: Any
+    ) -> tuple[PyTree, Info]:
+        """See :class:`~ebm_ppl.types.PhaseKernel`."""
+
+        def body(time: Array, position: PyTree) -> PyTree:
+            return self._step(jax.random.fold_in(key, time), position, _gradient(potential, position), tunables)
+
+        # The energies at the start come with the first gradient, those at the end where a loss evaluates them anyway.
+        start = _evaluated(potential, position)
+        first = self._step_from(start, jax.random.fold_in(key, 0), tunables)
+        end = jax.lax.fori_loop(1, num_steps, body, first)
+        info = langevin_info(potential, end, num_steps)
+        return end, info._replace(has_moved=moved(position, end), potential_before=-start.logdensity)
+
+    def _step_from(self, state: EvaluatedState, key: Key, tunables: dict[str, Array]) -> PyTree:
+        return self._step(key, state.position, jax.tree.map(jnp.negative, state.logdensity_grad), tunables)
+
+    def _step(self, key: Key, position: PyTree, gradient: PyTree, tunables: dict[str, Array]) -> PyTree:
+        return self.project(_step_along(key, position, gradient, tunables, antithetic=self.antithetic))
+
+
+def _evaluated(potential: Potential, position: PyTree) -> EvaluatedState:
+    dtype = jnp.result_type(*jax.tree.leaves(position))
+    return EvaluatedState(
+        position, *jax.vmap(jax.value_and_grad(lambda event: -jnp.asarray(potential(event), dtype)))(position)
+    )
+
+
+@dataclass(frozen=True)
+class _Langevin(LangevinSteps):
+    """That of :func:`langevin`, in free space."""
 
 
 def is_langevin(kernel: Kernel) -> bool:
@@ -256,3 +300,8 @@ def is_langevin(kernel: Kernel) -> bool:
     One with antithetic noise is not: who takes its steps one by one would lose the pairs.
     """
     return isinstance(kernel, Partial) and isinstance(kernel.func, _Langevin) and not kernel.func.antithetic
+
+
+def is_unadjusted_langevin(kernel: Kernel) -> bool:
+    """Whether a kernel is one of :func:`unadjusted_langevin`, its only tunable the step size."""
+    return is_langevin(kernel) and set(tunables_of(kernel)) == {"step_size"}

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -13,7 +13,6 @@ from jax.tree_util import Partial
 from ebm_ppl.checks import check_count, check_markov_kernel
 from ebm_ppl.info import count_start, run_steps
 from ebm_ppl.kernels.scaled_langevin import (
-    LangevinState,
     is_langevin,
     langevin,
     langevin_info,
@@ -140,6 +139,12 @@ def _inner(kernel: Kernel | None, step_size: Any, noise_scale: Any, temperature:
     return kernel
 
 
+class ShortRunState(NamedTuple):
+    """Positions ``(chain, *event)``; nothing is cached."""
+
+    position: PyTree
+
+
 @dataclass(frozen=True)
 class _ShortRun:
     """The static half of the kernel; ``start`` is ``None`` where the start has parameters and is a tunable."""
@@ -155,15 +160,15 @@ class _ShortRun:
         return self.func.temperature(**tunables) if isinstance(self.func, TemperedKernel) else None
 
     def __call__(self, potential: Potential, *, init: Any = None, **tunables: Any) -> SamplingAlgorithm:
-        def begin(position: PyTree, rng_key: Key | None = None) -> LangevinState:
-            return LangevinState(position)
+        def begin(position: PyTree, rng_key: Key | None = None) -> ShortRunState:
+            return ShortRunState(position)
 
         def step(rng_key: Key, state: Any) -> tuple[Any, Info]:
             start_key, run_key = jax.random.split(rng_key)
             num_chains = jax.tree.leaves(state.position)[0].shape[0]
             fresh = _like_chains(self._fresh(start_key, num_chains, init), state.position)
             position, info = self._run(run_key, potential, fresh, tunables)
-            return LangevinState(position), info
+            return ShortRunState(position), info
 
         return SamplingAlgorithm(begin, step)
 
@@ -208,11 +213,11 @@ class _ShortRun:
         potential = _plain(potential)
         if self._is_plain_langevin(tunables):
 
-            def drift(time: Array, state: LangevinState) -> tuple[LangevinState, None]:
+            def drift(time: Array, state: ShortRunState) -> tuple[ShortRunState, None]:
                 key = jax.random.fold_in(run_key, time)
-                return LangevinState(take_langevin_step(key, potential, state.position, tunables)), None
+                return ShortRunState(take_langevin_step(key, potential, state.position, tunables)), None
 
-            return LangevinState(fresh), drift
+            return ShortRunState(fresh), drift
         init_key, step_key = jax.random.split(run_key)
         algorithm: Any = self.func(potential, **tunables)
         state = algorithm.init(fresh, init_key)
@@ -225,7 +230,9 @@ class _ShortRun:
         if self._is_plain_langevin(tunables):
             # A single look at the energy, at the end, where a step by itself would take one every time.
             state = jax.lax.fori_loop(0, self.num_steps, lambda time, state: advance(time, state)[0], state)
-            return state.position, langevin_info(potential, state.position, self.num_steps)
+            return state.position, langevin_info(potential, state.position, self.num_steps)._replace(
+                potential_after=None
+            )
         is_evaluated = len(jax.tree.leaves(state)) > len(jax.tree.leaves(fresh))
         state, info = run_steps(advance, jnp.arange(self.num_steps), state)
         return state.position, count_start(info, is_evaluated)

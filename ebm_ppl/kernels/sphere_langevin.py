@@ -6,11 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from blackjax.base import SamplingAlgorithm
 from jax.tree_util import Partial
 
 from ebm_ppl.checks import check_unit_vectors
-from ebm_ppl.kernels.scaled_langevin import langevin_algorithm, langevin_temperature, langevin_tunables
+from ebm_ppl.kernels.scaled_langevin import LangevinSteps, langevin_tunables
 from ebm_ppl.types import Array, Kernel, Potential, PyTree
 
 
@@ -55,14 +54,8 @@ def sphere_langevin(
 
 
 @dataclass(frozen=True)
-class _SphereLangevin:
+class _SphereLangevin(LangevinSteps):
     """The static half of the kernel; a :class:`~ebm_ppl.types.ConfinedKernel`."""
-
-    antithetic: bool
-
-    def temperature(self, **tunables: Any) -> Array:
-        """The implied temperature."""
-        return langevin_temperature(tunables)
 
     def check_space(self, potential: Potential | None, position: PyTree) -> None:
         """Raise where the chains are not unit vectors, or the potential is not one of the sphere."""
@@ -74,13 +67,11 @@ class _SphereLangevin:
                 "kernels.langevin."
             )
 
-    def __call__(self, potential: Potential, **tunables: Any) -> SamplingAlgorithm:
-        def to_sphere(moved: Array) -> Array:
-            # Scaled first, so that the square of a long step is a number.
-            moved = moved / jnp.max(jnp.abs(moved), axis=-1, keepdims=True)
-            return moved / jnp.linalg.norm(moved, axis=-1, keepdims=True)
-
-        return langevin_algorithm(potential, tunables, antithetic=self.antithetic, project=to_sphere)
+    def project(self, position: Array) -> Array:
+        """The nearest unit vectors."""
+        # Scaled first, so that the square of a long step is a number.
+        position = position / jnp.max(jnp.abs(position), axis=-1, keepdims=True)
+        return position / jnp.linalg.norm(position, axis=-1, keepdims=True)
 
 
 def _is_sphere(support: Any, size: int) -> bool:

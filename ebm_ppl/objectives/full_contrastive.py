@@ -15,12 +15,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jax.tree_util import Partial
 
 from ebm_ppl.checks import check_count
 from ebm_ppl.densities import as_constant
-from ebm_ppl.kernels import composed
-from ebm_ppl.kernels.mcmc import sampler_behind
 from ebm_ppl.kernels.scaled_langevin import (
     is_langevin,
     langevin_info,
@@ -29,6 +26,7 @@ from ebm_ppl.kernels.scaled_langevin import (
     take_langevin_step,
 )
 from ebm_ppl.objectives.contrastive import energy_gap, rows_like_chains
+from ebm_ppl.partials import tunables_of
 from ebm_ppl.sampling import chains_at, check_sampler
 from ebm_ppl.types import Array, Batch, Kernel, Key, Metrics, Potential, PyTree, SamplerState, Scalar
 
@@ -137,11 +135,8 @@ def full_contrastive_divergence(
 
 def _langevin_tunables(kernel: Kernel) -> dict[str, Array]:
     """Drift and noise of a kernel whose steps can be differentiated."""
-    tunables = dict(kernel.keywords) if isinstance(kernel, Partial) else {}
     if is_langevin(kernel):
-        return tunables
-    if sampler_behind(kernel) is composed.unadjusted_langevin:
-        return {**tunables, "temperature": jnp.ones(())}
+        return tunables_of(kernel)
     raise TypeError(
         "sampler: got a kernel that cannot be differentiated along its noise, expected one of kernels.langevin and "
         "kernels.unadjusted_langevin; an accept step jumps where the parameters change."
