@@ -103,8 +103,10 @@ class _Population:
 
             def logdensity_fn(event: Event) -> Array:
                 energy = jnp.asarray(potential(event), dtype)
-                # An infinite density would be accepted and never left; BlackJAX rejects what is not a number.
-                return jnp.where(energy == -jnp.inf, jnp.nan, -energy)
+                # An infinite density would be accepted and never left; BlackJAX rejects what is not a number. Added, so
+                # that the gradient has no part in it: a choice would be one more factor of every layer's gradient.
+                is_infinite = jax.lax.stop_gradient(energy) == -jnp.inf
+                return jnp.where(is_infinite, jnp.nan, 0.0).astype(dtype) - energy
 
             cast = jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, tunables)
             return self.build(logdensity_fn, **cast, **dict(self.static))
