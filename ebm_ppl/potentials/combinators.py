@@ -80,7 +80,8 @@ class Tilted(eqx.Module):
         # An energy may be NaN out there, and 0 * NaN would leak into gradients, so it is evaluated elsewhere.
         inside = support(event)
         safe = jnp.where(inside, event, support.feasible_like(event))
-        return jnp.where(inside, self.potential(safe) - base.log_prob(safe), jnp.inf)
+        # Added, not chosen: a choice would be one more factor of every layer's gradient.
+        return jnp.where(inside, 0.0, jnp.inf) + self.potential(safe) - base.log_prob(safe)
 
     @property
     def reference(self) -> Any:
