@@ -1,6 +1,7 @@
 """Faults of energies, chains and step sizes: each is raised, or shows in the report of the chains it befell."""
 
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 from jax.tree_util import Partial
 
 import ebm_ppl as ebm
-from ebm_ppl import kernels, objectives
+from ebm_ppl import kernels, objectives, potentials
 from ebm_ppl.diagnostics import find_escape
 
 NORMAL = dist.Normal(0.0, 1.0).expand([2]).to_event(1)
@@ -66,6 +67,51 @@ def test_an_energy_without_a_floor_is_found_although_its_chains_look_stable(key)
     assert not bool(info.is_divergent.any())
     assert find_escape(key, bottomless, np.asarray(moved.position)) is not None
     assert find_escape(key, quadratic, np.asarray(moved.position)) is None
+
+
+@pytest.mark.parametrize("energy", [
+    lambda x: jnp.sum(x) * 0.0,
+    potentials.MLP(2, key=jax.random.key(3), width=8, activation=jnp.tanh, zero_init=False),
+], ids=["flat", "bounded units"])  # fmt: skip
+def test_an_energy_that_never_rises_has_no_integral_without_a_base(energy, key):
+    rows = np.asarray(chains(MOVES["mala"]).position)
+    assert find_escape(key, energy, rows) is not None
+    assert find_escape(key, potentials.tilt(energy, NORMAL), rows) is None
+
+
+def train(potential, start, num_steps=3, step_size=0.5):
+    optimizer = optax.sgd(1e-3)
+    state = ebm.init_train(potential, optimizer, ebm.init_sampler(start, kernels.mala(step_size=step_size)))
+    objective = functools.partial(objectives.persistent_contrastive_divergence, num_steps=5)
+    return ebm.fit(
+        jax.random.key(1), state, start, objective, optimizer, num_steps=num_steps, batch_size=8, progress_bar=False
+    )
+
+
+def logarithmic(rate, x):
+    return rate * jnp.sum(x - jnp.log(x))  # NaN beyond zero, where MALA proposes now and then
+
+
+def test_proposals_without_an_energy_are_told_in_training_unless_the_support_says_why():
+    start = jnp.full((16, 1), 0.7)
+    potential = Partial(logarithmic, jnp.ones(()))
+    with pytest.warns(RuntimeWarning, match=r"[1-9]\d* proposals had a NaN or infinite energy and were rejected"):
+        train(potential, start)
+    base = dist.Exponential(1.0).expand([1]).to_event(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, history = train(potentials.tilt(potential, base), start)
+    assert history["num_nonfinite"].sum() > 0
+
+
+def raised(rate, x):
+    return rate * quadratic(x) + 2e5
+
+
+def test_energies_too_large_for_single_precision_are_told():
+    told = r"energies reached 2\.0e\+05, and float32 resolves differences of such to 0\.016 only"
+    with pytest.warns(RuntimeWarning, match=told):
+        train(Partial(raised, jnp.ones(())), jnp.zeros((16, 2)))
 
 
 @pytest.mark.parametrize("step_size", [0.0, -0.3, jnp.nan, jnp.inf])

@@ -1,4 +1,4 @@
-"""Whether an energy falls without end somewhere: then ``exp(-U)`` has no integral."""
+"""Whether an energy falls without end somewhere, or never rises: then ``exp(-U)`` has no integral."""
 
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ NUM_DIRECTIONS, NUM_DESCENTS = 256, 50
 
 
 class Escape(NamedTuple):
-    """A direction in which the energy falls.
+    """A direction in which the energy never rises.
 
     Attributes:
         direction: Unit vector, flattened events.
@@ -29,11 +29,12 @@ class Escape(NamedTuple):
 
 
 def find_escape(key: Key, potential: Potential, data: Any) -> Escape | None:
-    """Look for a direction in which the energy falls and falls, so that ``exp(-U)`` has no integral.
+    """Look for a direction in which the energy falls and falls, or never rises, so that ``exp(-U)`` has no integral.
 
     Rays go out from the mean of the data, to 10, 100 and so on up to a million of its standard deviations, in random
     directions and along its principal axes; each direction is then turned downhill at the largest distance, step by step.
-    An energy that is lower at every distance than at the one before, or minus infinity, is found out. What is not found may
+    An energy that is no higher at any distance than at the one before, or minus infinity, is found out: one that falls, and
+    one that is flat, as a network of bounded units is far from its data without a base. What is not found may
     be there all the same: a fall in a narrow cone of many dimensions. And an energy that turns upwards only beyond a
     million standard deviations is taken for one that falls.
 
@@ -43,7 +44,8 @@ def find_escape(key: Key, potential: Potential, data: Any) -> Escape | None:
         data: Rows ``(row, *event)``, for where the middle is and how wide.
 
     Returns:
-        The direction of the deepest fall; ``None`` where none was found, and for potentials whose support is not all space.
+        The direction of the deepest fall, or a flat one; ``None`` where none was found, and for potentials whose support is
+        not all space.
 
     Raises:
         TypeError: rows that are not real numbers.
@@ -73,7 +75,7 @@ def find_escape(key: Key, potential: Potential, data: Any) -> Escape | None:
     start = jax.tree.map(lambda x: jnp.asarray(x) if eqx.is_array_like(x) else x, potential)
     directions, energies = (np.asarray(x) for x in _along_rays(start, centre, scale, directions, event_shape))
     farther = energies[:, 1:]
-    falls = np.all((farther < energies[:, :-1]) | np.isneginf(farther), axis=1)
+    falls = np.all(((farther <= energies[:, :-1]) & ~np.isposinf(farther)) | np.isneginf(farther), axis=1)
     if not falls.any():
         return None
     deepest = int(np.argmin(np.where(falls, energies[:, -1], np.inf)))

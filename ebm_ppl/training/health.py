@@ -12,6 +12,7 @@ from ebm_ppl.checks import map_energy
 from ebm_ppl.errors import TrainingFailure
 from ebm_ppl.meshes import on_host
 from ebm_ppl.potentials import trainable
+from ebm_ppl.regions import is_whole_space
 from ebm_ppl.training.batches import Batches
 from ebm_ppl.training.state import TrainState
 from ebm_ppl.types import Array, Key, Potential, PyTree
@@ -34,7 +35,19 @@ def is_healthy(state: TrainState) -> Array:
     return healthy
 
 
-def unhealthy(metrics: dict[str, np.ndarray], start: int) -> dict[str, str]:
+TOO_LARGE = 1e5
+"""Energies of which single precision resolves differences to .01 only: accept steps and gaps are made of such."""
+
+
+def has_walls(state: TrainState) -> bool:
+    """Whether the potential says that its events do not fill all space, so that proposals beyond are nothing unusual."""
+    support = getattr(state.potential, "support", None)
+    if support is None or state.sampler is None or getattr(support, "is_discrete", False):
+        return False
+    return not is_whole_space(support, jax.tree.map(lambda x: x[0], state.sampler.position))
+
+
+def unhealthy(metrics: dict[str, np.ndarray], start: int, *, is_walled: bool = False) -> dict[str, str]:
     """What the host must hear about one report's worth of updates, by kind."""
     found = {}
     where = f"updates {start} to {start + len(metrics['loss']) - 1}"
@@ -48,6 +61,19 @@ def unhealthy(metrics: dict[str, np.ndarray], start: int) -> dict[str, str]:
         found["divergent"] = (
             f"{where}: {int(metrics['num_divergent'].sum())} chain phases diverged or became non-finite. Use a smaller "
             "step size."
+        )
+    elif "num_nonfinite" in metrics and metrics["num_nonfinite"].any() and not is_walled:
+        found["nonfinite"] = (
+            f"{where}: {int(metrics['num_nonfinite'].sum())} proposals had a NaN or infinite energy and were rejected, so "
+            "the chains never see that region. If it is meant, say so by a base with that support "
+            "(ebm_ppl.potentials.tilt); else look for an overflow, a logarithm or a root in the energy."
+        )
+    sizes = [np.abs(metrics[name]).max() for name in ("energy_data", "energy_negative") if name in metrics]
+    if sizes and max(sizes) > TOO_LARGE and metrics["loss"].dtype.itemsize < 8:
+        found["large"] = (
+            f"{where}: energies reached {max(sizes):.1e}, and float32 resolves differences of such to "
+            f"{np.spacing(np.float32(max(sizes))):.2g} only, which accept steps and gaps are made of. Penalise large "
+            "energies (ebm_ppl.objectives.energy_l2), use a smaller learning rate, or train with jax_enable_x64."
         )
     if "is_collapsed" in metrics and metrics["is_collapsed"].mean() >= 0.5:
         found["collapsed"] = (

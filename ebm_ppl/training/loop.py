@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ebm_ppl.checks import check_count
 from ebm_ppl.partials import comparable
 from ebm_ppl.training.batches import Batches
-from ebm_ppl.training.health import is_finite, is_healthy, training_failure, unhealthy, warn_of_new
+from ebm_ppl.training.health import has_walls, is_finite, is_healthy, training_failure, unhealthy, warn_of_new
 from ebm_ppl.training.inputs import check_acceptance_can_be_followed, check_players, chunks_of
 from ebm_ppl.training.saving import Interruptions, Saver, training_interrupted
 from ebm_ppl.training.state import TrainState, check_short_runs
@@ -143,6 +143,7 @@ def fit(
     history: list[dict[str, np.ndarray]] = []
     best = None if early_stopping is None else BestSoFar(early_stopping, state)
     first, made_before, known, carry = int(state.step), 0, set[str](), None
+    is_walled = has_walls(state)
     is_silent = None if progress_bar is None else not progress_bar  # tqdm's None means "only on a terminal"
     try:
         with Interruptions() as interruptions, tqdm(total=num_steps, unit="update", disable=is_silent) as bar:
@@ -156,7 +157,7 @@ def fit(
                     last_good = run(key, state, batches, carry, chunk.made).state if made else state
                     saver.save_now(last_good)
                     raise training_failure(key, last_good, chunk.state, batches, _joined([*history, report]))
-                known |= warn_of_new(unhealthy(report, first + made_before), known)
+                known |= warn_of_new(unhealthy(report, first + made_before, is_walled=is_walled), known)
                 if evaluate is not None:
                     report |= evaluated(evaluate, chunk.state)
                 # Together, so that an interruption finds a state and its history.
