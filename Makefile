@@ -35,10 +35,10 @@ PYTEST_ARGS ?=
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 XLA_FLAGS="$$XLA_FLAGS --xla_cpu_multi_thread_eigen=false" \
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses=8
 
-.PHONY: help install demo test examples test-slow lint format docs tutorials bench soak lock clean distclean
+.PHONY: help install demo test examples test-slow test-x64 test-leaks lint format docs tutorials bench soak lock clean distclean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
 install: $(STAMP) ## create or update the environment and stop there
 
@@ -54,6 +54,13 @@ examples: $(STAMP) ## the documented examples, every call of the package type-ch
 test-slow: $(STAMP) ## every test, the slow ones included; and the examples, unless PYTEST_ARGS selects
 	$(PYTEST) tests -m "slow or not slow" $(PYTEST_ARGS)
 	$(if $(PYTEST_ARGS),,$(MAKE) examples)
+
+test-x64: $(STAMP) ## the default tests in double precision
+	JAX_ENABLE_X64=1 $(PYTEST) tests $(PYTEST_ARGS)
+
+LEAKS := tests/test_kernels.py tests/test_sampling.py tests/test_training.py tests/test_objectives.py
+test-leaks: $(STAMP) ## the tests of kernels, chains, objectives and training, with a search for leaked tracers
+	JAX_CHECK_TRACER_LEAKS=1 $(PYTEST) $(LEAKS) $(PYTEST_ARGS)
 
 lint: $(STAMP) ## formatting, lint rules and types; changes nothing
 	$(BIN)/ruff format --check .

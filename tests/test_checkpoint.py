@@ -175,7 +175,7 @@ def _refused(path, like, match, **options):
 def test_another_kernel_is_refused(file):
     state = fresh_state()
     like = state._replace(sampler=state.sampler._replace(kernel=ebm.kernels.unadjusted_langevin(step_size=0.3)))
-    assert _refused(file, like, "mala.*where `like` has.*langevin") == ".sampler.kernel"
+    assert _refused(file, like, "mala.*where `like` has.*Langevin") == ".sampler.kernel"
     assert ebm.checkpoint.restore(file, like=like, check_structure=False).step == 20
 
 
