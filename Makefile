@@ -35,7 +35,7 @@ PYTEST_ARGS ?=
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 XLA_FLAGS="$$XLA_FLAGS --xla_cpu_multi_thread_eigen=false" \
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses=8
 
-.PHONY: help install demo test examples test-slow test-x64 test-leaks lint format docs tutorials bench soak lock clean distclean
+.PHONY: help install demo test examples test-slow test-x64 test-leaks check-site lint format docs tutorials bench soak lock clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -74,6 +74,9 @@ format: $(STAMP) ## reformat, and repair what the linter can repair
 docs: $(STAMP) ## build the site into docs/_build/html; a warning is an error
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
+
+check-site: docs ## look at every page of the site in headless Chromium, at two widths, and follow every link
+	$(BIN)/python docs/check_site.py
 
 tutorials: $(STAMP) ## execute the notebooks in tutorials/ (EBM_PPL_REDUCED=1 for the small sizes)
 	@set -e; for notebook in tutorials/*.ipynb; do \
