@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ import numpyro.distributions as dist
 import optax
 import pytest
 from numpyro import handlers
+from numpyro.contrib.module import eqx_module
 from numpyro.distributions import constraints
 
 import ebm_ppl as ebm
@@ -203,3 +205,22 @@ def test_the_model_is_left_as_it_was():
     with handlers.seed(rng_seed=0), handlers.trace() as trace:
         fit(jax.random.key(0), num_steps=1)
     assert not trace
+
+
+def test_networks_are_parameters_of_many_arrays(key):
+    """What ``eqx_module`` declares is one parameter that holds a network, with places for what is no array."""
+    energy = ebm.potentials.MLP((), key=jax.random.key(1), width=4, depth=1)
+    decoder = eqx.nn.MLP("scalar", "scalar", width_size=4, depth=1, key=jax.random.key(2))
+
+    def networks(x):
+        decode = eqx_module("decoder", decoder)
+        with numpyro.plate("rows", len(x)):
+            z = numpyro.sample("z", ebm.EBM(eqx_module("energy", energy), dist.Normal(0.0, 1.0)))
+            numpyro.sample("x", dist.Normal(jax.vmap(decode)(z), 0.5), obs=x)
+
+    state, history = fit(key, networks, (data()[:20],), num_steps=3, num_prior_chains=8)
+    assert np.isfinite(history["grad_norm"]).all()
+    for name, start in {"energy$params": energy, "decoder$params": decoder}.items():
+        before, after = (jax.tree.leaves(eqx.filter(x, eqx.is_inexact_array)) for x in (start, state.params[name]))
+        assert [leaf.shape for leaf in before] == [leaf.shape for leaf in after]
+        assert any(not np.array_equal(x, y) for x, y in zip(before, after, strict=True))

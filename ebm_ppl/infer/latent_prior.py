@@ -218,7 +218,8 @@ def _start(key: Key, program: _Program, posterior_kernel: Kernel, num_chains: in
     rows = find_latents(program.model, program.args, program.kwargs, trace_key)
     seeded = handlers.seed(handlers.substitute(program.phase, rows.example), trace_key)
     trace = handlers.trace(seeded).get_trace(*program.args, **program.kwargs)
-    params = {name: jnp.asarray(site["value"]) for name, site in trace.items() if site["type"] == "param"}
+    # A network is one parameter of many arrays.
+    params = {name: jax.tree.map(jnp.asarray, site["value"]) for name, site in trace.items() if site["type"] == "param"}
     prior = {name: site["value"] for name, site in trace.items() if site["type"] == "mutable"}
     prior = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), prior)
     unconstrained = transform_fn(_transforms(trace), params, invert=True)
