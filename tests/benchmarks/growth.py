@@ -81,12 +81,12 @@ def problem(*, chains: int, k: int, width: int, dim: int, rows: int) -> Problem:
     return Problem(state, 0.5 * base.sample(data_key, (rows,)), objective, optimizer)
 
 
-def train(made: Problem, num_steps: int) -> tuple[ebm.TrainState, float]:
+def train(made: Problem, num_steps: int, **options: Any) -> tuple[ebm.TrainState, float]:
     """Updates, and the seconds they took."""
     begin = time.perf_counter()
     state, _ = ebm.fit(
         jax.random.key(1), made.state, made.data, made.objective, made.optimizer,
-        num_steps=num_steps, batch_size=min(BATCH, made.data.shape[0]), progress_bar=False,
+        num_steps=num_steps, batch_size=min(BATCH, made.data.shape[0]), progress_bar=False, **options,
     )  # fmt: skip
     jax.block_until_ready(state.step)
     return state, time.perf_counter() - begin
