@@ -8,7 +8,7 @@ wrong.
 import functools
 import http.server
 import json
-import re
+import queue
 import shutil
 import subprocess
 import sys
@@ -22,9 +22,11 @@ SITE = Path(__file__).resolve().parent / "_build" / "html"
 WIDTHS = (390, 1280)
 """CSS pixels: a phone, a desktop."""
 CHECKER = "checker.html"
+PATIENCE = 900
+"""Seconds for all pages."""
 
-# One page loads all others in a frame, one after the other, and leaves what it saw in its own document.
-SCRIPT = """<!doctype html><meta charset="utf-8"><pre id="found">unfinished</pre><script>
+# One page loads all others in a frame, one after the other, and sends what it saw to the server that it came from.
+SCRIPT = """<!doctype html><meta charset="utf-8"><body></body><script>
 const pages = PAGES, widths = WIDTHS, found = [];
 const frame = document.createElement("iframe");
 frame.style.height = "900px"; frame.style.border = "0"; document.body.append(frame);
@@ -39,7 +41,7 @@ async function look(page, width) {
   const inside = await loaded(page, width), errors = [];
   if (!inside) return ["did not load"];
   inside.addEventListener("error", event => errors.push("error: " + (event.message || "resource")), true);
-  const pictures = [...inside.document.images].filter(image => image.closest("main, article, .content"));
+  const pictures = [...inside.document.images].filter(image => !image.src.includes("/_static/")); // no icons of the theme
   for (const picture of pictures) { picture.loading = "eager"; }
   await Promise.all(pictures.map(picture => picture.decode().catch(() => {})));
   for (const picture of pictures) {
@@ -56,7 +58,7 @@ async function look(page, width) {
 (async () => {
   for (const page of pages) for (const width of widths)
     for (const what of await look(page, width)) found.push([page, width, what]);
-  document.getElementById("found").textContent = JSON.stringify({finished: true, found: found});
+  await fetch("/CHECKER", {method: "POST", body: JSON.stringify(found)});
 })();
 </script>"""
 
@@ -95,17 +97,24 @@ def broken_links(site: Path) -> list[str]:
     return broken
 
 
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    checker = ""
+class _Server(http.server.SimpleHTTPRequestHandler):
+    """The site, the page that looks at it, and an ear for what it found."""
+
+    page = b""
+    told: queue.Queue
 
     def do_GET(self) -> None:
         if self.path != f"/{CHECKER}":
             return super().do_GET()
-        content = self.checker.encode()
         self.send_response(200)
         self.send_header("Content-Type", "text/html; charset=utf-8")
         self.end_headers()
-        self.wfile.write(content)
+        self.wfile.write(self.page)
+
+    def do_POST(self) -> None:
+        self.told.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(204)
+        self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -114,25 +123,38 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 def seen(site: Path, browser: str) -> list[str]:
     """What is wrong with the pages as a browser shows them."""
     pages = [f"/{path.relative_to(site).as_posix()}" for path in sorted(site.rglob("*.html"))]
-    script = SCRIPT.replace("PAGES", json.dumps(pages)).replace("WIDTHS", json.dumps(WIDTHS))
-    handler = functools.partial(type("Handler", (_Quiet,), {"checker": script}), directory=str(site))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    script = (
+        SCRIPT.replace("PAGES", json.dumps(pages)).replace("WIDTHS", json.dumps(WIDTHS)).replace("CHECKER", CHECKER)
+    )
+    told: queue.Queue = queue.Queue()
+    handler = type("Handler", (_Server,), {"page": script.encode(), "told": told})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=str(site)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    with tempfile.TemporaryDirectory() as profile:
-        ran = subprocess.run(
-            [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-             f"--user-data-dir={profile}", "--enable-logging=stderr", "--virtual-time-budget=600000", "--timeout=600000",
-             "--window-size=1400,1000", "--dump-dom", f"http://127.0.0.1:{server.server_port}/{CHECKER}"],
-            capture_output=True, text=True, check=False, timeout=900,
-        )  # fmt: skip
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--enable-logging=stderr"]
+    address = f"http://127.0.0.1:{server.server_port}/{CHECKER}"
+    with tempfile.TemporaryDirectory() as profile, tempfile.TemporaryFile("w+") as log:
+        running = subprocess.Popen(
+            [
+                browser,
+                *options,
+                f"--user-data-dir={profile}",
+                "--window-size=1400,1000",
+                "--remote-debugging-port=0",
+                address,
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+        )
+        try:
+            found = [f"{page} at {width}: {what}" for page, width, what in told.get(timeout=PATIENCE)]
+        except queue.Empty:
+            found = [f"the browser was not done within {PATIENCE} s"]
+        running.terminate()
+        running.wait()
+        log.seek(0)
+        # An error of a script, not a note of the browser on itself.
+        found += sorted({line for line in log.read().splitlines() if "CONSOLE" in line and "rror" in line})
     server.shutdown()
-    match = re.search(r'<pre id="found">(.*?)</pre>', ran.stdout, re.DOTALL)
-    if match is None or "finished" not in match[1]:
-        return [f"the browser did not finish: {ran.stderr[-500:]}"]
-    content = match[1].replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">")
-    found = [f"{page} at {width}: {what}" for page, width, what in json.loads(content)["found"]]
-    # An error of a script, not a note of the browser on itself.
-    found += sorted({line for line in ran.stderr.splitlines() if "CONSOLE" in line and "rror" in line})
     print(f"{len(pages)} pages at {' and '.join(map(str, WIDTHS))} pixels")
     return found
 

@@ -31,6 +31,7 @@ html_title = f"ebm_ppl {release}"
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
+viewcode_follow_imported_members = False  # links of a source page lead to the module that is shown
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
