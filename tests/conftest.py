@@ -43,26 +43,20 @@ SLOW = Path(__file__).with_name("slow.txt")
 """Tests that a measurement of the whole suite found to take more than a few seconds, by node id."""
 SINGLE_PRECISION = Path(__file__).with_name("single_precision.txt")
 """Tests whose subject is a session without ``jax_enable_x64``: its messages, refusals, and the bits of its draws."""
-CACHED = Path(__file__).with_name("cached.txt")
-"""Tests that rely on JAX's caches of traces, which ``jax_check_tracer_leaks`` turns off."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark as slow what :data:`SLOW` lists, before pytest deselects by mark, and skip what another session cannot show."""
+    """Mark as slow what :data:`SLOW` lists, before pytest deselects by mark, and skip what a session cannot show."""
     listed = set(SLOW.read_text().splitlines())
     for item in items:
         if item.nodeid in listed:
             item.add_marker(pytest.mark.slow)
-    for path, is_on, reason in (
-        (SINGLE_PRECISION, jax.config.jax_enable_x64, "about sessions in single precision"),
-        (CACHED, jax.config.jax_check_tracer_leaks, "counts compilations, which the search for leaks repeats"),
-    ):
-        if is_on:
-            listed = set(path.read_text().splitlines())
-            for item in items:
-                if item.nodeid in listed:
-                    item.add_marker(pytest.mark.skip(reason=reason))
+    if jax.config.jax_enable_x64:
+        listed = set(SINGLE_PRECISION.read_text().splitlines())
+        for item in items:
+            if item.nodeid in listed:
+                item.add_marker(pytest.mark.skip(reason="about sessions in single precision"))
 
 
 _finished = itertools.count()
