@@ -58,7 +58,15 @@ def write(directory: Path) -> None:
         if not (module.__doc__ or "").strip():
             LOGGER.warning("%s is public and has no docstring", module.__name__)
         title = module.__name__.removeprefix("ebm_ppl.")
-        page = [title, "=" * len(title), "", f".. automodule:: {module.__name__}", "   :members:", ""]
+        page = [
+            title,
+            "=" * len(title),
+            "",
+            f".. automodule:: {module.__name__}",
+            "   :members:",
+            "   :ignore-module-all:",
+            "",
+        ]
         (directory / "modules" / f"{module.__name__}.rst").write_text("\n".join(page))
         entries.append(f"   modules/{module.__name__}")
     heading = ["Modules", "=======", "", ".. toctree::", "   :maxdepth: 1", "", *entries, ""]

@@ -31,7 +31,6 @@ html_title = f"ebm_ppl {release}"
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
-viewcode_follow_imported_members = False  # links of a source page lead to the module that is shown
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
@@ -63,9 +62,18 @@ def skip_member(app, what, name, value, skip, options):
     return True if type(value).__name__ == "_tuplegetter" else None
 
 
+def source_of(app, modname, attribute):
+    """Where the source page of a documented name is: that of its own module, never one of Python's built-in types."""
+    value = sys.modules.get(modname)
+    for name in attribute.split("."):
+        value = getattr(value, name, None)
+    return modname if getattr(value, "__module__", None) == "builtins" else None
+
+
 def setup(app):
     """Write the pages that follow from the code, and let index.md show the README."""
     app.connect("autodoc-skip-member", skip_member)
+    app.connect("viewcode-follow-imported", source_of)
     app.connect("builder-inited", lambda app: api_pages.write(HERE / "generated"))
     app.connect("builder-inited", lambda app: readme.copy_tutorials(HERE / "generated" / "tutorials"))
     app.connect("source-read", readme.insert)
