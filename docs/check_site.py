@@ -132,7 +132,7 @@ def seen(site: Path, browser: str) -> list[str]:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--enable-logging=stderr"]
     address = f"http://127.0.0.1:{server.server_port}/{CHECKER}"
-    with tempfile.TemporaryDirectory() as profile, tempfile.TemporaryFile("w+") as log:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile, tempfile.TemporaryFile("w+") as log:
         running = subprocess.Popen(
             [
                 browser,

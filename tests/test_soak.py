@@ -25,8 +25,8 @@ AT_ONCE = 500
 @pytest.mark.slow
 def test_a_long_training_holds_its_memory(capsys):
     made = problem(**USUAL)
-    # Half a million updates make an energy so steep that steps of a fixed size freeze, and its constant drifts to 1e5; `fit`
-    # tells both. So the step size follows an acceptance rate, and energies are kept near zero.
+    # Half a million updates make an energy so steep that steps of a fixed size freeze, and its constant drifts to 1e5;
+    # `fit` tells both. So the step size follows an acceptance rate, and energies are kept near zero.
     made = made._replace(objective=ebm.objectives.energy_l2(made.objective, 0.01))
     options = {"target_acceptance": 0.6}
     state, _ = train(made, AT_ONCE, **options)
