@@ -41,8 +41,8 @@ FAULTS = {
     ),
     "dropped base": Fault(
         "potentials/combinators.py",
-        "return jnp.where(inside, self.potential(safe) - base.log_prob(safe), jnp.inf)",
-        "return jnp.where(inside, self.potential(safe), jnp.inf)",
+        "return jnp.where(inside, 0.0, jnp.inf) + self.potential(safe) - base.log_prob(safe)",
+        "return jnp.where(inside, 0.0, jnp.inf) + self.potential(safe)",
         "tests/test_potentials.py",
     ),
     "temperature upside down": Fault(
@@ -90,9 +90,8 @@ FAULTS = {
     ),
     "key reuse": Fault(
         "sampling.py",
-        "    init_key, run_key = jax.random.split(key)\n    step, state = _population(init_key, potential, sampler)\n"
-        "    # A state of",
-        "    init_key, run_key = key, key\n    step, state = _population(init_key, potential, sampler)\n    # A state of",
+        "    init_key, run_key = jax.random.split(key)\n    func = function_behind(sampler.kernel)",
+        "    init_key, run_key = key, key\n    func = function_behind(sampler.kernel)",
         "tests/test_training.py -k used_twice",
     ),
     "the same noise at every update": Fault(
@@ -303,8 +302,8 @@ FAULTS = {
     ),
     "no way back to the sphere": Fault(
         "kernels/sphere_langevin.py",
-        "position = moved / jnp.linalg.norm(moved, axis=-1, keepdims=True)",
-        "position = moved",
+        "return position / jnp.linalg.norm(position, axis=-1, keepdims=True)",
+        "return position",
         "tests/test_dual_training.py -k 'samples_the_law'",
     ),
     "the Laplacian of another dimension": Fault(
