@@ -186,7 +186,7 @@ class _Generator:
             return initial, step_info(jax.tree.leaves(initial)[0].shape[0])
         if local is None:
             position = run_langevin(run_key, potential, initial, self.num_steps, langevin_tunables)
-            return position, langevin_info(potential, position, self.num_steps)._replace(potential_after=None)
+            return position, langevin_info(jax.vmap(potential)(position), position, self.num_steps)
         algorithm: Any = local(potential)
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(run_key, jnp.arange(self.num_steps))
         start = algorithm.init(initial, init_key)

@@ -205,14 +205,12 @@ def run_langevin(
     return jax.lax.fori_loop(0, num_steps, body, position)
 
 
-def langevin_info(potential: Potential, position: PyTree, num_steps: int) -> Info:
-    """The report of ``num_steps`` Langevin steps that ended at ``position``, for one more evaluation of the energy."""
-    energy = jax.vmap(potential)(position)
+def langevin_info(energy: Array, position: PyTree, num_steps: int) -> Info:
+    """The report of ``num_steps`` Langevin steps that ended at ``position``, given their energies."""
     is_lost = _is_lost(position, energy)
-    info = step_info(
+    return step_info(
         is_lost.shape[0], is_divergent=is_lost, num_gradients=num_steps, num_energies=1, num_nonfinite=is_lost
     )
-    return info._replace(potential_after=energy)
 
 
 def _is_lost(*values: PyTree) -> Array:
@@ -272,8 +270,10 @@ class LangevinSteps:
         start = _evaluated(potential, position)
         first = self._step_from(start, jax.random.fold_in(key, 0), tunables)
         end = jax.lax.fori_loop(1, num_steps, body, first)
-        info = langevin_info(potential, end, num_steps)
-        return end, info._replace(has_moved=moved(position, end), potential_before=-start.logdensity)
+        after = jax.vmap(potential)(end)
+        return end, langevin_info(after, end, num_steps)._replace(
+            has_moved=moved(position, end), potential_before=-start.logdensity, potential_after=after
+        )
 
     def _step_from(self, state: EvaluatedState, key: Key, tunables: dict[str, Array]) -> PyTree:
         return self._step(key, state.position, jax.tree.map(jnp.negative, state.logdensity_grad), tunables)

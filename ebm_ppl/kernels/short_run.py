@@ -230,9 +230,7 @@ class _ShortRun:
         if self._is_plain_langevin(tunables):
             # A single look at the energy, at the end, where a step by itself would take one every time.
             state = jax.lax.fori_loop(0, self.num_steps, lambda time, state: advance(time, state)[0], state)
-            return state.position, langevin_info(potential, state.position, self.num_steps)._replace(
-                potential_after=None
-            )
+            return state.position, langevin_info(jax.vmap(potential)(state.position), state.position, self.num_steps)
         is_evaluated = len(jax.tree.leaves(state)) > len(jax.tree.leaves(fresh))
         state, info = run_steps(advance, jnp.arange(self.num_steps), state)
         return state.position, count_start(info, is_evaluated)

@@ -114,7 +114,9 @@ def full_contrastive_divergence(
     negatives = take_langevin_step(last_key, potential, before, tunables)
 
     fixed = jax.lax.stop_gradient((before, negatives))
-    info = langevin_info(potential, fixed[1], num_steps)._replace(has_moved=jnp.ones(num_rows, bool))
+    info = langevin_info(jax.vmap(potential)(fixed[1]), fixed[1], num_steps)._replace(
+        has_moved=jnp.ones(num_rows, bool)
+    )
     loss, metrics = energy_gap(potential, batch, chains_at(fixed[1], sampler.kernel), info, paired=True)
     if score == "mixture":
         silent = {**tunables, "noise_scale": jnp.zeros(())}
