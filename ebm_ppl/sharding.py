@@ -28,8 +28,7 @@ def shard(tree: Any, mesh: Mesh, *, parameters: Rule | None = None) -> Any:
 
     - Where chains move on their own, as under every kernel that lifts a per-chain sampler, their arithmetic and random
       numbers are the same: positions after :func:`ebm_ppl.advance` and :func:`ebm_ppl.draw` are equal to the last bit,
-      unless the compiler rounds the matrix products of a network otherwise for fewer rows. Antithetic pairs, which share
-      their noise across devices, agree to rounding.
+      unless the compiler rounds the matrix products of a network otherwise for fewer rows.
     - In :func:`ebm_ppl.fit` gradients are sums over devices, rounded in another order: parameters agree to rounding, which
       training amplifies in time. Fifty updates of the tests stay within ``1e-5`` of the largest parameter.
     - Tempered SMC weights and resamples on every device what one device would, so particles have the same parents; moves

@@ -190,8 +190,11 @@ def _noise(key: Key, like: Array, antithetic: bool) -> Array:
         return jax.random.normal(key, like.shape, like.dtype)
     if like.shape[0] % 2:
         raise ValueError(f"antithetic: got {like.shape[0]} chains, expected an even number: they are paired.")
-    half = jax.random.normal(key, (like.shape[0] // 2, *like.shape[1:]), like.dtype)
-    return jnp.concatenate([half, -half])
+    num_pairs, *event = like.shape[0] // 2, *like.shape[1:]
+    half = jax.random.normal(key, (num_pairs, *event), like.dtype)
+    # A factor for each chain, not the two halves put together: that is rounded otherwise where devices share the chains.
+    sign = jnp.where(jnp.arange(2 * num_pairs) < num_pairs, 1.0, -1.0).astype(like.dtype)
+    return sign.reshape(-1, *[1] * len(event)) * jnp.tile(half, (2, *[1] * len(event)))
 
 
 def run_langevin(
