@@ -296,8 +296,8 @@ FAULTS = {
     ),
     "pairs of equal noise": Fault(
         "kernels/scaled_langevin.py",
-        "jnp.concatenate([half, -half])",
-        "jnp.concatenate([half, half])",
+        "jnp.where(jnp.arange(2 * num_pairs) < num_pairs, 1.0, -1.0)",
+        "jnp.where(jnp.arange(2 * num_pairs) < num_pairs, 1.0, 1.0)",
         "tests/test_dual_training.py -k pairs",
     ),
     "no way back to the sphere": Fault(
