@@ -234,6 +234,21 @@ def as_number(name: str, value: Any) -> float:
     return float(value)
 
 
+def as_positive_number(name: str, value: Any) -> float:
+    """One finite, strictly positive real number as Python's.
+
+    Raises:
+        TypeError: ``value`` is not a real number.
+        ValueError: several numbers, or one that is zero, negative, NaN or infinite.
+
+    Example:
+        >>> as_positive_number("bound", 2)
+        2.0
+    """
+    check_one(name, value, lambda x: jnp.isfinite(x) & (x > 0), "one finite number > 0")
+    return float(value)
+
+
 def check_probability(name: str, value: Any) -> jax.Array:
     """A number in [0, 1], as an array.
 

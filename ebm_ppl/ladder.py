@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ebm_ppl.adaptation import check_target_acceptance, set_tunables, tunables
-from ebm_ppl.checks import check_count, is_traced
-from ebm_ppl.sampling import advance
+from ebm_ppl.checks import check_count, check_key, is_traced
+from ebm_ppl.sampling import advance, check_sampler
 from ebm_ppl.types import Array, Key, Potential, SamplerState
 
 
@@ -40,8 +40,9 @@ def tune_ladder(
         The moved sampler with its tuned, frozen ladder; nothing recompiles.
 
     Raises:
-        ValueError: ``target_swap_rate`` is outside (0, 1), or the kernel has no ladder.
-        TypeError: a count is not a whole number.
+        ValueError: ``target_swap_rate`` is outside (0, 1), the kernel has no ladder, or the energy does not fit one event.
+        TypeError: a count is not a whole number, ``key`` is no random key, ``sampler`` no sampler state, or the energy is
+            not a real floating scalar.
 
     Warns:
         RuntimeWarning: the ladder has too few rungs for the target; the text says how many it takes.
@@ -58,6 +59,8 @@ def tune_ladder(
     References:
         Syed, Bouchard-Côté, Deligiannidis, Doucet (2019), arXiv:1905.02939, section 4 and algorithm 2.
     """
+    check_key("key", key)
+    check_sampler(potential, sampler)
     check_target_acceptance("target_swap_rate", target_swap_rate)
     check_count("num_rounds", num_rounds)
     check_count("num_steps", num_steps)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ebm_ppl.checks import check_positive
+from ebm_ppl.checks import check_one, check_positive
 from ebm_ppl.potentials.shallow import ShallowEnergy
 from ebm_ppl.types import Array, PyTree
 
@@ -199,8 +199,8 @@ def measure_descent(
 
     Raises:
         TypeError: an argument is no number.
-        ValueError: ``bound`` is not finite and positive. At ``init``: the regime is another, or there are other
-            parameters.
+        ValueError: a rate is not finite, or ``bound`` is not finite and positive. At ``init``: the regime is another, or
+            there are other parameters.
 
     Example:
         >>> import ebm_ppl as ebm
@@ -216,6 +216,9 @@ def measure_descent(
         Domingo-Enrich, Bietti, Gabrie, Bruna, Vanden-Eijnden (2021), arXiv:2107.05134; Chizat, Bach (2018), On the
         global convergence of gradient descent for over-parameterized models using optimal transport, arXiv:1805.09545.
     """
+    for name, rate in (("weight_rate", weight_rate), ("feature_rate", feature_rate)):
+        if rate is not None and not callable(rate):
+            check_one(name, rate, jnp.isfinite, "a finite number or a schedule")
     is_lazy = feature_rate is None
     last = [] if bound is None else [(mean_square_projection if is_lazy else total_variation_projection)(bound)]
     first = [] if is_lazy else [exponentiated_step()]

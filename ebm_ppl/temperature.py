@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from ebm_ppl.checks import check_positive
+from ebm_ppl.checks import as_positive_number
 from ebm_ppl.objectives.domains import check_twice_differentiable, check_whole_space, flat_rows
 from ebm_ppl.objectives.score import hessian_diagonal
 from ebm_ppl.potentials import temper
@@ -103,7 +103,7 @@ def check_temperature(potential: Potential, data: Batch, *, tolerance: float = 0
         ...
         ValueError: potential: it describes the data at temperature 0.01... ± 0.0001..., not at 1...
     """
-    tolerance = float(check_positive("tolerance", tolerance))
+    tolerance = as_positive_number("tolerance", tolerance)
     fit = fitted_temperature(potential, data)
     value, error = float(fit.value), float(fit.standard_error)
     if not np.isfinite(value):

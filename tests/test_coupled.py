@@ -212,15 +212,15 @@ def test_float64(key):
 @pytest.mark.parametrize(
     ("kernel", "options", "error", "text"),
     [
-        (kernels.hmc(0.1, 3), {}, TypeError, "kernel: got one whose chains cannot be coupled"),
-        (kernels.unadjusted_langevin(0.1), {}, TypeError, "kernel: got one whose chains cannot be coupled"),
+        (kernels.hmc(0.1, 3), {}, TypeError, "sampler: got a kernel whose chains cannot be coupled"),
+        (kernels.unadjusted_langevin(0.1), {}, TypeError, "sampler: got a kernel whose chains cannot be coupled"),
         (
             kernels.unadjusted_discrete_langevin(0.1, values=(0, 1)),
             {},
             TypeError,
             "whose law is not that of the energy",
         ),
-        (kernels.random_walk(jnp.eye(2)), {}, TypeError, r"kernel: got one .* \(no matrix\)"),
+        (kernels.random_walk(jnp.eye(2)), {}, TypeError, r"sampler: got a kernel .* \(no matrix\)"),
         (WALK, {"num_steps": 0}, ValueError, "num_steps: got 0"),
         (WALK, {"num_averaged": 0}, ValueError, "num_averaged: got 0"),
         (WALK, {"num_steps": 5, "num_averaged": 3, "max_steps": 7}, ValueError, "max_steps: got 7.*>= 8"),

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ebm_ppl.checks import check_count, check_positive, check_rows, check_unit_vectors
+from ebm_ppl.checks import as_positive_number, check_count, check_rows, check_unit_vectors
 from ebm_ppl.potentials import ShallowEnergy, without_base
 from ebm_ppl.types import Array, Potential
 from ebm_ppl.weights import normalized_weights
@@ -94,7 +94,7 @@ def duality_gap(
     energy: Any = without_base(potential)
     if not isinstance(energy, ShallowEnergy):
         raise TypeError(f"potential: got {type(energy).__name__}, expected a ShallowEnergy, or one with a base.")
-    limit = float(check_positive("bound", bound))
+    limit = as_positive_number("bound", bound)
     why_not = outside_ball(energy, limit)
     if why_not:
         raise ValueError(f"potential: {why_not}; the gap is about the energies of a ball.")

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from ebm_ppl.checks import as_rows, check_finite_energy, check_potential, check_rows, map_energy
-from ebm_ppl.diagnostics.guarded import as_real_numbers, stuck_chains
+from ebm_ppl.diagnostics.guarded import as_series, stuck_chains
 from ebm_ppl.meshes import on_host
 from ebm_ppl.sampling import Draws
 from ebm_ppl.types import Potential, PyTree
@@ -89,7 +89,7 @@ def rhat(values: Any) -> np.ndarray:
 
     Raises:
         TypeError: ``values`` are not real numbers.
-        ValueError: ``values`` has no chain and draw axes.
+        ValueError: ``values`` has no chain and draw axes, or nothing in them.
 
     Example:
         >>> import numpy as np
@@ -103,19 +103,18 @@ def rhat(values: Any) -> np.ndarray:
     References:
         Vehtari, Gelman, Simpson, Carpenter, Buerkner (2021), arXiv:1903.08008.
     """
-    values = as_real_numbers("values", values)
-    if values.ndim < 2:
-        raise ValueError(f"values: got shape {values.shape}, expected (chain, draw, ...).")
-    num_chains, num_draws, *shape = values.shape
-    flat = values.reshape(num_chains, num_draws, -1)
+    flat = as_series(values)
+    num_chains, num_draws, _ = flat.shape
     result = np.full(flat.shape[-1], np.nan)
     usable = np.isfinite(flat).all(axis=(0, 1))
     stuck = stuck_chains(flat).any(axis=0)
     result[usable & stuck] = np.inf
     moving = usable & ~stuck
     if num_chains > 1 and num_draws >= 4 and moving.any():
-        result[moving] = arviz_stats.rhat(flat[..., moving], chain_axis=0, draw_axis=1)  # pyright: ignore[reportPrivateImportUsage]
-    return result.reshape(shape)
+        # An indicator with equal halves has no spread about its median, and no R-hat of that spread: the other one counts.
+        with np.errstate(invalid="ignore", divide="ignore"):
+            result[moving] = arviz_stats.rhat(flat[..., moving], chain_axis=0, draw_axis=1)  # pyright: ignore[reportPrivateImportUsage]
+    return result.reshape(np.shape(values)[2:])
 
 
 def _stuck(flat: np.ndarray) -> np.ndarray:
@@ -125,7 +124,12 @@ def _stuck(flat: np.ndarray) -> np.ndarray:
     """
     if flat.shape[1] < 2:
         return np.zeros(flat[:, 0].shape, bool)
-    return np.ptp(flat, axis=1) == 0
+    return _range(flat, axis=1) == 0
+
+
+def _range(values: np.ndarray, axis: int | None = None) -> np.ndarray:
+    with np.errstate(invalid="ignore", over="ignore"):  # infinities, whose range is no number
+        return np.ptp(values, axis=axis)
 
 
 class Summary(NamedTuple):
@@ -193,7 +197,7 @@ def summary(tree: xr.DataTree, *, group: str = "negative_phase", var_names: str 
 
     Raises:
         TypeError: an argument is of another type.
-        ValueError: the tree has no such group or variable.
+        ValueError: the tree has no such group or variable, or counts that are not finite.
 
     Example:
         >>> import jax, jax.numpy as jnp, ebm_ppl as ebm
@@ -212,7 +216,10 @@ def summary(tree: xr.DataTree, *, group: str = "negative_phase", var_names: str 
     num_chains, num_draws = flat.shape[:2]
     nonfinite = int((~np.isfinite(flat).all(axis=-1)).sum())
     divergent = int(statistics["diverging"].astype(bool).sum())
-    gradients = int(statistics["n_grad"].sum())
+    counts = np.asarray(statistics["n_grad"], np.float64)
+    if not np.isfinite(counts).all():
+        raise ValueError("tree: got numbers of gradients (n_grad) that are not finite, expected counts.")
+    gradients = int(counts.sum())
     stuck = _stuck(flat)
     frozen = float(stuck.any(axis=1).mean())
     rhats = rhat(flat)
@@ -224,6 +231,8 @@ def summary(tree: xr.DataTree, *, group: str = "negative_phase", var_names: str 
     else:
         ess = float(np.min(arviz_stats.ess(flat, chain_axis=0, draw_axis=1, method="bulk")))  # pyright: ignore[reportPrivateImportUsage]
     mixing, reason = _verdict(num_chains, num_draws, largest, ess, frozen, nonfinite, divergent)
+    with np.errstate(invalid="ignore"):  # infinities of both signs, whose mean is no number
+        acceptance_rate = float(np.mean(statistics["acceptance_rate"], dtype=np.float64))
     return Summary(
         num_chains=num_chains,
         num_draws=num_draws,
@@ -231,7 +240,7 @@ def summary(tree: xr.DataTree, *, group: str = "negative_phase", var_names: str 
         ess_bulk=ess,
         ess_per_gradient=ess / gradients if gradients else np.nan,
         num_gradients=gradients,
-        acceptance_rate=float(np.mean(statistics["acceptance_rate"], dtype=np.float64)),
+        acceptance_rate=acceptance_rate,
         frozen_fraction=frozen,
         num_nonfinite=nonfinite,
         num_divergent=divergent,
@@ -246,10 +255,12 @@ def _series(
     """All monitored series of a group on one ``(chain, draw, variable)`` axis, and its ``(chain, draw)`` statistics."""
     if not isinstance(tree, xr.DataTree):
         raise TypeError(f"tree: got {type(tree).__name__}, expected the result of to_datatree.")
+    if not isinstance(group, str):
+        raise TypeError(f"group: got {type(group).__name__}, expected the name of a group.")
     if group not in tree.children:
         raise ValueError(f"group: got {group!r}, expected one of {sorted(tree.children)}.")
     variables = {str(name): v for name, v in tree[group].to_dataset().data_vars.items()}
-    if not isinstance(var_names, str | Sequence | None):
+    if not isinstance(var_names, str | Sequence | None) or not all(isinstance(name, str) for name in var_names or ()):
         raise TypeError(f"var_names: got {type(var_names).__name__}, expected a name or a list of names.")
     chosen = set(variables) if var_names is None else {var_names} if isinstance(var_names, str) else set(var_names)
     if not chosen or chosen - set(variables):
@@ -266,7 +277,7 @@ def _series(
         for name, aliases in names.items()
     }
     for energy in ("potential", "lp"):
-        if energy in found and np.ptp(found[energy].values) != 0:
+        if energy in found and _range(found[energy].values) != 0:
             # The energy is the one projection that every failure to mix tends to show. (A flat one shows nothing.)
             arrays.append(found[energy].values)
     flat = np.concatenate([array.reshape(*shape, -1) for array in arrays], axis=-1)

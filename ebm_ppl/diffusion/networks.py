@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ebm_ppl.checks import check_count, check_positive
+from ebm_ppl.checks import as_positive_number, check_count
 from ebm_ppl.types import Array, Event, Key, Scalar
 
 
@@ -141,7 +141,7 @@ class ValueNetwork(eqx.Module):
         zero_init: bool = True,
         scale: float = 1.0,
     ):
-        self.scale = float(check_positive("scale", scale))
+        self.scale = as_positive_number("scale", scale)
         self.num_steps = check_count("num_steps", num_steps)
         num_times = self.num_steps + 1
         self.network = TimeMLP(

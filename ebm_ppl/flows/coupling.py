@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ebm_ppl.checks import check_count, check_positive
+from ebm_ppl.checks import as_positive_number, check_count
 from ebm_ppl.potentials import Fixed
 from ebm_ppl.proposals import TakenApart, check_proposal, log_density, sample_and_log_prob
 from ebm_ppl.types import Array, Key
@@ -290,7 +290,7 @@ class SplineCoupling(CouplingFlow):
     ):
         size = math.prod(as_shape(event_shape))
         keys = jax.random.split(key, check_count("num_layers", num_layers))
-        self.num_bins, self.bound = check_count("num_bins", num_bins, 2), float(check_positive("bound", bound))
+        self.num_bins, self.bound = check_count("num_bins", num_bins, 2), as_positive_number("bound", bound)
         width, depth = check_count("width", width), check_count("depth", depth)
         conditioners = []
         for index, layer_key in enumerate(keys):

@@ -75,8 +75,8 @@ def coupled(kernel: Kernel, potential: Potential) -> CoupledKernel:
         if is_discrete and not is_unadjusted(kernel):
             return _common_numbers(kernel(potential))
     raise TypeError(
-        "kernel: got one whose chains cannot be coupled, or whose law is not that of the energy, expected kernels.mala, "
-        "kernels.random_walk (no matrix), or a discrete kernel such as kernels.gibbs."
+        "sampler: got a kernel whose chains cannot be coupled, or whose law is not that of the energy, expected "
+        "kernels.mala, kernels.random_walk (no matrix), or a discrete kernel such as kernels.gibbs."
     )
 
 

@@ -105,7 +105,9 @@ def langevin_tunables(
         "temperature": temperature,
         "max_gradient": max_gradient,
     }
-    checked = {name: check_positive(name, value) for name, value in given.items() if value is not None}
+    checked = {
+        name: check_positive(name, value) for name, value in given.items() if name == "step_size" or value is not None
+    }
     for name, value in checked.items():
         if value.ndim:
             raise ValueError(f"{name}: got shape {value.shape}, expected one number for all chains.")

@@ -61,7 +61,8 @@ def rows_of(name: str, model: Any, data: Array, log_normalizer: Any) -> Rows:
     if not callable(getattr(model, "log_prob", None)):
         raise TypeError(f"{name}: got {type(model).__name__}, expected an EBM, or a distribution with log_prob.")
     if log_normalizer is not None:
-        raise TypeError(f"{name}_log_normalizer: got a log Z for {type(model).__name__}, which is normalised.")
+        argument = "log_normalizer" if name == "ebm" else f"{name}_log_normalizer"
+        raise TypeError(f"{argument}: got a log Z for {type(model).__name__}, which is normalised.")
     if any(_is_ebm(node) for node in jax.tree.leaves(model, is_leaf=_is_ebm)):
         raise TypeError(f"{name}: got an EBM inside {type(model).__name__}, expected the EBM itself, with its log Z.")
     density = log_density(model, data)

@@ -163,6 +163,8 @@ def persistent_contrastive_divergence(
     check_probability("restart_probability", restart_probability)
     if restart_age is not None:
         check_count("restart_age", restart_age)
+    if not isinstance(all_states, bool):
+        raise TypeError(f"all_states: got {all_states!r}, expected True or False.")
     if restart_from is not None:
         fresh = _fresh_starts(fresh_key, restart_from, batch, moving)
         moving = restart(restart_key, moving, fresh, restart_probability, max_age=restart_age)
@@ -237,10 +239,13 @@ def energy_gap(
         The loss and the metrics of :func:`contrastive_divergence`.
 
     Raises:
-        TypeError: the batch is no arrays of numbers.
+        TypeError: the batch is no arrays of numbers, or not as many as the chains have.
         ValueError: it has no rows.
     """
     batch = as_rows("batch", batch)
+    rows, chains = jax.tree.structure(batch), jax.tree.structure(negatives.position)
+    if rows != chains:
+        raise TypeError(f"batch: got {rows}, expected arrays like the positions of the chains, {chains}.")
     log_weight = jax.lax.stop_gradient(negatives.log_weight)
     energy_of_each = potential
     for _ in log_weight.shape:
@@ -309,6 +314,9 @@ def rows_like_chains(batch: Batch, sampler: SamplerState) -> Batch:
     batch = as_rows("batch", batch)
     if jax.tree.structure(batch) != jax.tree.structure(sampler.position):
         return batch
+    for row in jax.tree.leaves(batch):
+        if jnp.issubdtype(row.dtype, jnp.complexfloating):
+            raise TypeError(f"batch: got dtype {row.dtype}, expected real numbers.")
     return jax.tree.map(lambda row, chain: row.astype(chain.dtype), batch, sampler.position)
 
 

@@ -103,7 +103,7 @@ def full_contrastive_divergence(
     batch = rows_like_chains(batch, sampler)
     num_steps = check_count("num_steps", num_steps)
     tunables = _langevin_tunables(sampler.kernel)
-    if not callable(score) and score not in ("mixture", "gaussian"):
+    if not callable(score) and not (isinstance(score, str) and score in ("mixture", "gaussian")):
         raise ValueError(f"score: got {score!r}, expected 'mixture', 'gaussian' or a function of one event.")
     check_sampler(potential, chains_at(batch, sampler.kernel))
     num_rows = jax.tree.leaves(batch)[0].shape[0]

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from ebm_ppl.checks import check_count, check_number
+from ebm_ppl.checks import check_count, check_number, check_potential
 from ebm_ppl.diffusion import ActorCritic, DiffusionSampler, Trajectory
 from ebm_ppl.objectives.contrastive import require_sampler
 from ebm_ppl.partials import as_constants
@@ -260,8 +260,9 @@ def policy_improvement(
         and the scales ``step_scale`` and ``velocity_scale``, ``(T,)``.
 
     Raises:
-        TypeError: ``sampler`` is not a sampler state, or its kernel has no :class:`ebm_ppl.diffusion.ActorCritic`.
-        ValueError: an unknown ``gradient`` or a negative weight.
+        TypeError: ``sampler`` is not a sampler state, its kernel has no :class:`ebm_ppl.diffusion.ActorCritic`, or the
+            energy is not a real floating scalar.
+        ValueError: an unknown ``gradient``, a negative weight, or an energy that does not fit one event.
 
     Example:
         >>> import jax, jax.numpy as jnp, ebm_ppl as ebm
@@ -289,6 +290,8 @@ def policy_improvement(
     policy, value, frozen = pair.policy, pair.value, as_constants(pair)
     rollout_key, step_key = jax.random.split(key)
     trajectory = jax.lax.stop_gradient(frozen.rollout(rollout_key, num_samples))
+    final = trajectory.final
+    check_potential(potential, jax.ShapeDtypeStruct(final.shape[1:], final.dtype))
     weights = {"entropy_weight": entropy_weight, "velocity_weight": velocity_weight}
 
     value_loss = temporal_difference_loss(value, potential, trajectory, **weights)

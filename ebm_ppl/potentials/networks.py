@@ -32,10 +32,22 @@ def _event_shape(event_shape: int | Sequence[int]) -> tuple[int, ...]:
 
 def _check_options(key: Key, activation: Any, spectral_norm: Any) -> None:
     check_key("key", key)
-    if not callable(activation):
-        raise TypeError(f"activation: got {type(activation).__name__}, expected a function such as jax.nn.silu.")
+    check_activation(activation)
     if spectral_norm is not None:
         check_one("spectral_norm", spectral_norm, lambda x: jnp.isfinite(x) & (x > 0.0), "a finite number > 0")
+
+
+def check_activation(activation: Any) -> None:
+    """A function for the units of a network.
+
+    Raises:
+        TypeError: it is no function.
+
+    Example:
+        >>> check_activation(jax.nn.relu)
+    """
+    if not callable(activation):
+        raise TypeError(f"activation: got {type(activation).__name__}, expected a function such as jax.nn.silu.")
 
 
 class MLP(eqx.Module):

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ebm_ppl.checks import as_number, check_count
+from ebm_ppl.checks import as_number, check_count, check_key
 from ebm_ppl.potentials.combinators import Fixed
+from ebm_ppl.potentials.networks import check_activation
 from ebm_ppl.types import Array, Key, Scalar
 
 Regime = Literal["features", "lazy"]
@@ -52,7 +53,7 @@ class ShallowEnergy(eqx.Module):
         weights: ``w``, ``(m,)``.
 
     Raises:
-        TypeError: a size is not a whole number.
+        TypeError: a size is not a whole number, ``key`` is no random key, or ``activation`` no function.
         ValueError: an option is unknown or out of range, or signs that are not -1 and 1.
 
     Example:
@@ -91,6 +92,8 @@ class ShallowEnergy(eqx.Module):
         is_lazy = regime == "lazy"
         if is_lazy and signs is not None:
             raise ValueError(f"signs: got {signs!r} in the lazy regime, whose weights have any sign; expected None.")
+        check_key("key", key)
+        check_activation(activation)
         size, width = check_count("event_size", event_size), check_count("width", width)
         directions = jax.random.normal(key, (width, size + (domain == "euclidean")))
         directions = directions / jnp.linalg.norm(directions, axis=1, keepdims=True)

@@ -11,9 +11,9 @@ import optax
 from numpyro.distributions import constraints
 
 from ebm_ppl.checks import (
+    as_positive_number,
     check_count,
     check_not_negative,
-    check_positive,
     check_probability,
     check_rows,
     check_unit_vectors,
@@ -129,7 +129,7 @@ def dual_training(
     data = check_rows("data", data)
     if data.ndim != 2:
         raise ValueError(f"data: got shape {data.shape}, expected (row, d).")
-    limit, size = float(check_positive("bound", bound)), float(check_positive("step_size", step_size))
+    limit, size = as_positive_number("bound", bound), as_positive_number("step_size", step_size)
     check_probability("restart_probability", restart_probability)
     restart_probability = float(restart_probability)
     if restart_every is not None and restart_probability != 0.0:
@@ -153,7 +153,7 @@ def dual_training(
     share = restart_probability if restart_every is None else 1.0 / check_count("restart_every", restart_every)
     if optimizer is None:
         rate = (0.5 if network.regime == "lazy" else 0.04) * (1.0 + 0.1 * share / size)
-        weight_rate = rate if weight_rate is None else float(check_positive("weight_rate", weight_rate))
+        weight_rate = rate if weight_rate is None else as_positive_number("weight_rate", weight_rate)
         if network.regime == "features":
             feature_rate = rate if feature_rate is None else float(check_not_negative("feature_rate", feature_rate))
         elif feature_rate is not None:

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from ebm_ppl import objectives
-from ebm_ppl.checks import check_count, check_number, check_positive, check_potential, check_rows
+from ebm_ppl.checks import as_positive_number, check_count, check_number, check_potential, check_rows
 from ebm_ppl.diffusion import ActorCritic, DiffusionSampler, ValueNetwork, actor_critic_optimizer, adaptive_velocity
 from ebm_ppl.diffusion.pretraining import pretrain
 from ebm_ppl.kernels import raw_diffusion
@@ -138,7 +138,7 @@ def generalized_contrastive_divergence(
     check_number("velocity_weight", velocity_weight)
     if evaluate is not None and not callable(evaluate):
         raise TypeError(f"evaluate: got {type(evaluate).__name__}, expected a function of the state, or None.")
-    tau = float(check_positive("temperature", temperature))
+    tau = as_positive_number("temperature", temperature)
     gamma = check_number("energy_weight", energy_weight)
     event_shape = data.shape[1:]
     scale = largest_deviation(data)

@@ -13,7 +13,7 @@ from numpyro.contrib.module import eqx_module
 from numpyro.distributions import biject_to, constraints
 from numpyro.infer.util import log_density
 
-from ebm_ppl.checks import as_array, check_count, check_positive
+from ebm_ppl.checks import as_array, as_positive_number, check_count
 from ebm_ppl.types import Array, Event, Key, PyTree, Scalar
 
 
@@ -41,7 +41,7 @@ def gaussian_generator(network: Any, latent_size: int, scale: float) -> Callable
     """
     if not callable(network):
         raise TypeError(f"network: got {type(network).__name__}, expected an Equinox module from a latent to an event.")
-    size, deviation = check_count("latent_size", latent_size), float(check_positive("scale", scale))
+    size, deviation = check_count("latent_size", latent_size), as_positive_number("scale", scale)
 
     def model(x: Event | None = None) -> None:
         generator: Any = eqx_module("generator", network)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions import ImproperUniform, constraints
 
-from ebm_ppl.checks import check_positive
+from ebm_ppl.checks import as_number, as_positive_number
 from ebm_ppl.targets.target import Target
 from ebm_ppl.types import Array, Key, Scalar
 
@@ -43,10 +43,14 @@ def gaussian_mixture(*, log_normalizer: float = 1.5) -> Target:
     Args:
         log_normalizer: Chosen log Z. Not zero by default, so that code which forgets log Z is caught.
 
+    Raises:
+        ValueError: ``log_normalizer`` is not finite.
+
     Example:
         >>> gaussian_mixture().log_normalizer
         1.5
     """
+    log_normalizer = as_number("log_normalizer", log_normalizer)
     weights, means, scales = np.array([0.3, 0.7]), np.array([-2.0, 2.0]), np.array([0.6, 1.0])
     # The mean and second moment of each component, weighted.
     expectations = {
@@ -67,14 +71,14 @@ def grid25(*, spacing: float = 2.0, scale: float = 0.3, log_normalizer: float = 
         log_normalizer: Chosen log Z.
 
     Raises:
-        ValueError: ``spacing`` or ``scale`` is not positive.
+        ValueError: ``spacing`` or ``scale`` is not positive, or ``log_normalizer`` is not finite.
 
     Example:
         >>> grid25().event_shape
         (2,)
     """
-    check_positive("spacing", spacing)
-    check_positive("scale", scale)
+    spacing, scale = as_positive_number("spacing", spacing), as_positive_number("scale", scale)
+    log_normalizer = as_number("log_normalizer", log_normalizer)
     ticks = spacing * np.arange(-2.0, 3.0)
     means = np.stack(np.meshgrid(ticks, ticks, indexing="ij"), axis=-1).reshape(25, 2)
     second_moment = 2.0 * spacing**2 + scale**2

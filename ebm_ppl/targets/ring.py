@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions import ImproperUniform, constraints
 
-from ebm_ppl.checks import as_number, check_positive
+from ebm_ppl.checks import as_number, as_positive_number
 from ebm_ppl.targets.tabulated import TabulatedLaw
 from ebm_ppl.targets.target import Target
 from ebm_ppl.types import Array, Key, Scalar
+
+_MOST_WIDTHS = 1e5
 
 
 class RingPotential(eqx.Module):
@@ -37,21 +39,24 @@ def ring(*, radius: float = 2.0, width: float = 0.2) -> Target:
     invert a tabulated CDF that is within 1e-6 of the exact one; the angle is uniform.
 
     Args:
-        radius: ``R``, at least ``9 s``.
+        radius: ``R``, from ``9 s`` to ``10^5 s``.
         width: ``s``, positive.
 
     Raises:
-        ValueError: ``width`` is not positive, or ``radius`` is below nine widths.
+        ValueError: ``width`` is not positive, or ``radius`` is below nine widths or above 10^5.
 
     Example:
         >>> round(ring().log_normalizer, 10)
         1.8405248677
     """
-    check_positive("width", width)
-    radius, width = as_number("radius", radius), as_number("width", width)
+    radius, width = as_number("radius", radius), as_positive_number("width", width)
     # Closer to the origin the tabulated density would be cut off instead of vanishing.
     if radius < 9 * width:
         raise ValueError(f"radius: got {radius}, expected at least 9 widths ({9 * width}).")
+    if radius > _MOST_WIDTHS * width:
+        raise ValueError(
+            f"radius: got {radius}, expected at most {_MOST_WIDTHS:.0e} widths: float32 does not resolve a thinner ring."
+        )
     law = TabulatedLaw(
         lambda r: np.log(r) - 0.5 * np.square((r - radius) / width), radius - 8.5 * width, radius + 8.5 * width
     )

@@ -7,9 +7,12 @@ import jax
 import jax.numpy as jnp
 from numpyro.distributions import ImproperUniform, constraints
 
-from ebm_ppl.checks import as_number, check_positive
+from ebm_ppl.checks import as_number
 from ebm_ppl.targets.target import Target
 from ebm_ppl.types import Array, Scalar
+
+_LEAST = 0.5
+"""Degrees of freedom below which a uniform number of float32 may stand for a draw beyond its range."""
 
 
 class StudentTPotential(eqx.Module):
@@ -29,17 +32,20 @@ def student_t(*, degrees_of_freedom: float = 3.0) -> Target:
     far one. The tabulated expectation is of a bounded function; moments of order ``nu`` and above do not exist.
 
     Args:
-        degrees_of_freedom: ``nu > 0``.
+        degrees_of_freedom: ``nu``, at least 0.5.
 
     Raises:
-        ValueError: ``degrees_of_freedom`` is not positive.
+        ValueError: ``degrees_of_freedom`` is smaller, or not finite.
 
     Example:
         >>> round(student_t(degrees_of_freedom=1.0).log_normalizer, 6)  # Cauchy: log pi
         1.14473
     """
-    check_positive("degrees_of_freedom", degrees_of_freedom)
     nu = as_number("degrees_of_freedom", degrees_of_freedom)
+    if nu < _LEAST:
+        raise ValueError(
+            f"degrees_of_freedom: got {nu}, expected at least {_LEAST}: draws of heavier tails leave the range of float32."
+        )
     return Target(
         name="student_t",
         potential=StudentTPotential(nu),

@@ -11,6 +11,9 @@ from ebm_ppl.checks import as_number
 from ebm_ppl.targets.target import Target
 from ebm_ppl.types import Array, Key, Scalar
 
+_FAR = 4.0
+"""Beyond it draws by the inverse of the distribution function are no longer accurate in float32."""
+
 
 class NormalPotential(eqx.Module):
     """``U(x) = x^2 / 2``."""
@@ -27,11 +30,11 @@ def truncated_normal(*, low: float = -1.0, high: float = 2.0) -> Target:
     to a finite unconstrained coordinate.
 
     Args:
-        low: Left end.
-        high: Right end.
+        low: Left end, at most 4.
+        high: Right end, at least -4.
 
     Raises:
-        ValueError: ``low`` is not below ``high``.
+        ValueError: ``low`` is not below ``high``, or the interval is in the tails.
 
     Example:
         >>> round(truncated_normal().log_normalizer, 10)
@@ -40,6 +43,8 @@ def truncated_normal(*, low: float = -1.0, high: float = 2.0) -> Target:
     low, high = as_number("low", low), as_number("high", high)
     if not low < high:
         raise ValueError(f"low, high: got {low}, {high}, expected low < high.")
+    if low > _FAR or high < -_FAR:
+        raise ValueError(f"low, high: got {low}, {high}, expected an interval that reaches to within {_FAR} of zero.")
     # In terms of erf the density is exp(-x^2/2) and the mass sqrt(pi/2) (erf(high/sqrt 2) - erf(low/sqrt 2)).
     mass = math.sqrt(math.pi / 2) * (math.erf(high / math.sqrt(2)) - math.erf(low / math.sqrt(2)))
     edge_low, edge_high = math.exp(-0.5 * low**2), math.exp(-0.5 * high**2)
