@@ -1,15 +1,17 @@
-"""``python -m ebm_ppl``: run the demo and print its table."""
+"""``python -m ebm_ppl``: run the demo and print its table; ``python -m ebm_ppl check``: see :mod:`ebm_ppl.command`."""
 
 import argparse
+
+from ebm_ppl import command
 
 try:
     from ebm_ppl import demo
 except ImportError as error:
-    raise SystemExit(f"The demo needs its extras: pip install 'ebm-ppl[demo]' ({error}).") from error
+    demo, _MISSING = None, str(error)
 
 
 def main() -> None:
-    """Parse the command line and run :func:`ebm_ppl.demo.run`."""
+    """Parse the command line; run :func:`ebm_ppl.demo.run` or :func:`ebm_ppl.command.check`."""
     parser = argparse.ArgumentParser(
         prog="python -m ebm_ppl", description="Train, use and diagnose an EBM prior on digits."
     )
@@ -19,7 +21,23 @@ def main() -> None:
     parser.add_argument("--digits", type=int, default=150, help="held-out digits to fill in (default 150)")
     parser.add_argument("--samples", type=int, default=500, help="NUTS draws per chain (default 500)")
     parser.add_argument("--particles", type=int, default=512, help="particles behind log Z (default 512)")
+    commands = parser.add_subparsers(dest="command", title="instead of the demo")
+    what = "what the EBM sites of a model need, and the diagnosis of a saved run"
+    command.add_arguments(commands.add_parser("check", help=what, description=f"Say {what}."))
     arguments = parser.parse_args()
+    if arguments.command == "check":
+        raise SystemExit(command.check(arguments))
+    run_demo(arguments)
+
+
+def run_demo(arguments: argparse.Namespace) -> None:
+    """Run the demo and print its table.
+
+    Raises:
+        SystemExit: its extras are not installed.
+    """
+    if demo is None:
+        raise SystemExit(f"The demo needs its extras: pip install 'ebm-ppl[demo]' ({_MISSING}).")
     result = demo.run(
         arguments.seed,
         arguments.output,

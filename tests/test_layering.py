@@ -44,7 +44,7 @@ LAYERS = (
     {"objectives", "normalizer", "adaptation", "ladder", "testing", "generation", "optimizers"},
     {"training"},
     TOP,
-    {"demo"},
+    {"demo", "command"},
     {"__init__", "__main__"},
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
