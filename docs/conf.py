@@ -53,6 +53,7 @@ if os.environ.get("EBM_PPL_INTERSPHINX"):
         "jax": ("https://docs.jax.dev/en/latest", None),
         "numpyro": ("https://num.pyro.ai/en/stable", None),
         "blackjax": ("https://blackjax-devs.github.io/blackjax", None),
+        "arviz": ("https://python.arviz.org/en/latest", None),
         "equinox": ("https://docs.kidger.site/equinox", None),
     }
 
