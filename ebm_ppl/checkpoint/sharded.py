@@ -102,7 +102,7 @@ def _arrays(leaves: dict[str, Any]) -> dict[str, Any]:
 
 def _unhashed(name: str, leaf: Any) -> dict[str, Any]:
     """What the manifest says about an array of which this process may have a part only."""
-    data = jax.eval_shape(jax.random.key_data, leaf) if is_random_key(leaf) else leaf
+    data = jax.eval_shape(lambda key: jax.random.key_data(key), leaf) if is_random_key(leaf) else leaf
     return {"dtype": str(data.dtype), "shape": list(data.shape), "sha256": ""}
 
 

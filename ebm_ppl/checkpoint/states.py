@@ -246,7 +246,7 @@ def check_leaves(path: str, manifest: Manifest, leaves: dict[str, Any]) -> None:
                 path=path,
                 entry=name,
             )
-        like_it = jax.eval_shape(jax.random.key_data, leaf) if is_key else leaf
+        like_it = jax.eval_shape(lambda key: jax.random.key_data(key), leaf) if is_key else leaf
         saved, wanted = (entry["dtype"], tuple(entry["shape"])), (str(like_it.dtype), tuple(like_it.shape))
         if saved != wanted:
             raise CheckpointError(

@@ -97,7 +97,8 @@ def check_players(
 
 def _check_optimizer(name: str, optimizer: Any, player: PyTree, optimizer_state: PyTree) -> None:
     check_optimizer(name, optimizer)
-    expected = jax.eval_shape(optimizer.init, eqx.filter(player, trainable(player)))
+    # Through a function of its own: what JAX traced for one that lives on is kept, anew for each call.
+    expected = jax.eval_shape(lambda player: optimizer.init(player), eqx.filter(player, trainable(player)))
     if jax.tree.structure(expected) != jax.tree.structure(optimizer_state):
         raise ValueError(f"{name}: got another one than the state was made with, expected that given to init_train.")
 
