@@ -44,6 +44,7 @@ def test_package_is_typed():
 
 def test_versions_agree():
     assert PROJECT["version"] == ebm_ppl.__version__
+    assert f"\nversion: {ebm_ppl.__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_every_import_is_declared():
