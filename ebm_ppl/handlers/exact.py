@@ -22,7 +22,7 @@ class exact_normalizer(Policy):
 
     By default the states of a discrete EBM are summed, and a continuous one of at most two unconstrained dimensions is
     integrated by quadrature; both are differentiable, without noise, and carry their numerical error. Where the
-    quadrature is not reliable its result is NaN, never a wrong number.
+    quadrature says that it is not reliable its result is NaN; a spike between its nodes it cannot see.
 
     Args:
         fn: A whole NumPyro model.
