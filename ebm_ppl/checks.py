@@ -5,6 +5,7 @@ are still checked and values are left to the caller.
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -142,6 +143,8 @@ def check_number(name: str, value: Any) -> jax.Array:
 def _as_real(name: str, value: Any, expected: str) -> jax.Array:
     if isinstance(value, np.generic):
         value = value.item()  # a NumPy scalar stands for the Python number that it is
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > np.iinfo(np.int32).max:
+        value = math.copysign(math.inf, value) if abs(value) > 1e300 else float(value)  # no integer of JAX's
     check_precision(name, value)
     try:
         # An option that is known while a program around it is being compiled stays known, so that it can be checked.

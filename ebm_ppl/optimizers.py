@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ebm_ppl.checks import check_one, check_positive
+from ebm_ppl.checks import as_floats, check_one, check_positive
 from ebm_ppl.potentials.shallow import ShallowEnergy
 from ebm_ppl.types import Array, PyTree
 
@@ -218,7 +218,7 @@ def measure_descent(
     """
     for name, rate in (("weight_rate", weight_rate), ("feature_rate", feature_rate)):
         if rate is not None and not callable(rate):
-            check_one(name, rate, jnp.isfinite, "a finite number or a schedule")
+            check_one(name, as_floats(name, rate), jnp.isfinite, "a finite number or a schedule")
     is_lazy = feature_rate is None
     last = [] if bound is None else [(mean_square_projection if is_lazy else total_variation_projection)(bound)]
     first = [] if is_lazy else [exponentiated_step()]

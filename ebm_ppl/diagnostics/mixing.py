@@ -1,5 +1,6 @@
 """How well chains mix: R-hat and effective sample size with guards, and the energy gap."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from ebm_ppl.checks import as_rows, check_finite_energy, check_potential, check_rows, map_energy
-from ebm_ppl.diagnostics.guarded import as_series, stuck_chains
+from ebm_ppl.diagnostics.guarded import as_real_numbers, stuck_chains
 from ebm_ppl.meshes import on_host
 from ebm_ppl.sampling import Draws
 from ebm_ppl.types import Potential, PyTree
@@ -103,8 +104,11 @@ def rhat(values: Any) -> np.ndarray:
     References:
         Vehtari, Gelman, Simpson, Carpenter, Buerkner (2021), arXiv:1903.08008.
     """
-    flat = as_series(values)
-    num_chains, num_draws, _ = flat.shape
+    values = as_real_numbers("values", values)
+    if values.ndim < 2 or 0 in values.shape[:2]:
+        raise ValueError(f"values: got shape {values.shape}, expected (chain, draw, ...) with some of each.")
+    num_chains, num_draws, *shape = values.shape
+    flat = values.reshape(num_chains, num_draws, math.prod(shape))
     result = np.full(flat.shape[-1], np.nan)
     usable = np.isfinite(flat).all(axis=(0, 1))
     stuck = stuck_chains(flat).any(axis=0)
@@ -114,7 +118,7 @@ def rhat(values: Any) -> np.ndarray:
         # An indicator with equal halves has no spread about its median, and no R-hat of that spread: the other one counts.
         with np.errstate(invalid="ignore", divide="ignore"):
             result[moving] = arviz_stats.rhat(flat[..., moving], chain_axis=0, draw_axis=1)  # pyright: ignore[reportPrivateImportUsage]
-    return result.reshape(np.shape(values)[2:])
+    return result.reshape(shape)
 
 
 def _stuck(flat: np.ndarray) -> np.ndarray:
@@ -261,12 +265,14 @@ def _series(
         raise ValueError(f"group: got {group!r}, expected one of {sorted(tree.children)}.")
     variables = {str(name): v for name, v in tree[group].to_dataset().data_vars.items()}
     if not isinstance(var_names, str | Sequence | None) or not all(isinstance(name, str) for name in var_names or ()):
-        raise TypeError(f"var_names: got {type(var_names).__name__}, expected a name or a list of names.")
+        raise TypeError(f"var_names: got {var_names!r}, expected a name or a list of names.")
     chosen = set(variables) if var_names is None else {var_names} if isinstance(var_names, str) else set(var_names)
     if not chosen or chosen - set(variables):
         raise ValueError(f"var_names: got {var_names!r}, expected some of {sorted(variables)}.")
     arrays = [np.asarray(v.values) for name, v in variables.items() if name in chosen]
     shape = arrays[0].shape[:2]
+    if 0 in shape:
+        raise ValueError(f"tree: got {shape[0]} chains of {shape[1]} draws in {group!r}, expected some of each.")
     stats_group = "sample_stats" if group == "posterior" else f"{group}_stats"
     found = tree[stats_group].to_dataset().data_vars if stats_group in tree.children else {}
     # NumPyro's names for the same quantities; absent ones are unknown, not zero.

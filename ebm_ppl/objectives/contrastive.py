@@ -9,8 +9,9 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from ebm_ppl.checks import as_rows, check_count, check_probability
+from ebm_ppl.checks import as_rows, check_count, check_potential, check_probability
 from ebm_ppl.info import moved, step_info
 from ebm_ppl.partials import function_behind
 from ebm_ppl.replay import gather_chains, restart, scatter_chains
@@ -163,7 +164,7 @@ def persistent_contrastive_divergence(
     check_probability("restart_probability", restart_probability)
     if restart_age is not None:
         check_count("restart_age", restart_age)
-    if not isinstance(all_states, bool):
+    if not isinstance(all_states, bool | np.bool_):
         raise TypeError(f"all_states: got {all_states!r}, expected True or False.")
     if restart_from is not None:
         fresh = _fresh_starts(fresh_key, restart_from, batch, moving)
@@ -239,13 +240,14 @@ def energy_gap(
         The loss and the metrics of :func:`contrastive_divergence`.
 
     Raises:
-        TypeError: the batch is no arrays of numbers, or not as many as the chains have.
-        ValueError: it has no rows.
+        TypeError: the batch is no arrays of real numbers.
+        ValueError: it has no rows, or the energy does not fit one of them.
     """
     batch = as_rows("batch", batch)
-    rows, chains = jax.tree.structure(batch), jax.tree.structure(negatives.position)
-    if rows != chains:
-        raise TypeError(f"batch: got {rows}, expected arrays like the positions of the chains, {chains}.")
+    _refuse_complex(batch)
+    if jax.tree.structure(batch) != jax.tree.structure(negatives.position):
+        # Other containers may do as well, and an energy may leave out what it does not need.
+        check_potential(potential, jax.tree.map(lambda rows: jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype), batch))
     log_weight = jax.lax.stop_gradient(negatives.log_weight)
     energy_of_each = potential
     for _ in log_weight.shape:
@@ -314,10 +316,14 @@ def rows_like_chains(batch: Batch, sampler: SamplerState) -> Batch:
     batch = as_rows("batch", batch)
     if jax.tree.structure(batch) != jax.tree.structure(sampler.position):
         return batch
-    for row in jax.tree.leaves(batch):
-        if jnp.issubdtype(row.dtype, jnp.complexfloating):
-            raise TypeError(f"batch: got dtype {row.dtype}, expected real numbers.")
+    _refuse_complex(batch)
     return jax.tree.map(lambda row, chain: row.astype(chain.dtype), batch, sampler.position)
+
+
+def _refuse_complex(batch: Batch) -> None:
+    for rows in jax.tree.leaves(batch):
+        if jnp.issubdtype(rows.dtype, jnp.complexfloating):
+            raise TypeError(f"batch: got dtype {rows.dtype}, expected real numbers.")
 
 
 def require_sampler(sampler: SamplerState | None) -> None:

@@ -53,7 +53,7 @@ def ring(*, radius: float = 2.0, width: float = 0.2) -> Target:
     # Closer to the origin the tabulated density would be cut off instead of vanishing.
     if radius < 9 * width:
         raise ValueError(f"radius: got {radius}, expected at least 9 widths ({9 * width}).")
-    if radius > _MOST_WIDTHS * width:
+    if radius > 1.001 * _MOST_WIDTHS * width:
         raise ValueError(
             f"radius: got {radius}, expected at most {_MOST_WIDTHS:.0e} widths: float32 does not resolve a thinner ring."
         )

@@ -13,6 +13,8 @@ from ebm_ppl.types import Array, Scalar
 
 _LEAST = 0.5
 """Degrees of freedom below which a uniform number of float32 may stand for a draw beyond its range."""
+_MOST = 1e6
+"""Beyond it log Z, a difference of large numbers, loses its digits."""
 
 
 class StudentTPotential(eqx.Module):
@@ -32,19 +34,20 @@ def student_t(*, degrees_of_freedom: float = 3.0) -> Target:
     far one. The tabulated expectation is of a bounded function; moments of order ``nu`` and above do not exist.
 
     Args:
-        degrees_of_freedom: ``nu``, at least 0.5.
+        degrees_of_freedom: ``nu``, from 0.5 to 10^6.
 
     Raises:
-        ValueError: ``degrees_of_freedom`` is smaller, or not finite.
+        ValueError: ``degrees_of_freedom`` is out of this range.
 
     Example:
         >>> round(student_t(degrees_of_freedom=1.0).log_normalizer, 6)  # Cauchy: log pi
         1.14473
     """
     nu = as_number("degrees_of_freedom", degrees_of_freedom)
-    if nu < _LEAST:
+    if not _LEAST <= nu <= _MOST:
         raise ValueError(
-            f"degrees_of_freedom: got {nu}, expected at least {_LEAST}: draws of heavier tails leave the range of float32."
+            f"degrees_of_freedom: got {nu}, expected {_LEAST} to {_MOST:.0e}: draws of heavier tails leave the range of "
+            "float32, and beyond it is a normal law."
         )
     return Target(
         name="student_t",

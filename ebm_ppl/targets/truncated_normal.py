@@ -1,18 +1,44 @@
 """A standard normal law cut to an interval."""
 
 import math
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import ndtri
 from numpyro.distributions import ImproperUniform, constraints
 
 from ebm_ppl.checks import as_number
 from ebm_ppl.targets.target import Target
 from ebm_ppl.types import Array, Key, Scalar
 
-_FAR = 4.0
-"""Beyond it draws by the inverse of the distribution function are no longer accurate in float32."""
+_FAR = 10.0
+"""Further out the mass of a tail nears the smallest numbers of float32."""
+_LONGEST = 100.0
+"""Of a longer interval float32 cannot tell apart what is near an end."""
+
+
+class _Half(NamedTuple):
+    """A normal law between two distances from zero, on one side of it."""
+
+    near: float
+    far: float
+
+    @property
+    def mass(self) -> float:
+        """Of the standard normal law."""
+        return _beyond(self.near) - _beyond(self.far)
+
+    def distance(self, uniform: Array) -> Array:
+        """The inverse of the distribution function, from the far end."""
+        half_a_step = 2.0**-25  # so that the end of the tail, which may be infinite, is never hit
+        return -ndtri(_beyond(self.far) + self.mass * (uniform + half_a_step))
+
+
+def _beyond(distance: float) -> float:
+    """The probability that a standard normal variate is larger."""
+    return 0.5 * math.erfc(distance / math.sqrt(2))
 
 
 class NormalPotential(eqx.Module):
@@ -30,11 +56,11 @@ def truncated_normal(*, low: float = -1.0, high: float = 2.0) -> Target:
     to a finite unconstrained coordinate.
 
     Args:
-        low: Left end, at most 4.
-        high: Right end, at least -4.
+        low: Left end, at most 10.
+        high: Right end, at least -10, and at most 100 from the left one.
 
     Raises:
-        ValueError: ``low`` is not below ``high``, or the interval is in the tails.
+        ValueError: ``low`` is not below ``high``, or the interval is in the tails or too long.
 
     Example:
         >>> round(truncated_normal().log_normalizer, 10)
@@ -43,15 +69,21 @@ def truncated_normal(*, low: float = -1.0, high: float = 2.0) -> Target:
     low, high = as_number("low", low), as_number("high", high)
     if not low < high:
         raise ValueError(f"low, high: got {low}, {high}, expected low < high.")
-    if low > _FAR or high < -_FAR:
-        raise ValueError(f"low, high: got {low}, {high}, expected an interval that reaches to within {_FAR} of zero.")
-    # In terms of erf the density is exp(-x^2/2) and the mass sqrt(pi/2) (erf(high/sqrt 2) - erf(low/sqrt 2)).
-    mass = math.sqrt(math.pi / 2) * (math.erf(high / math.sqrt(2)) - math.erf(low / math.sqrt(2)))
+    if low > _FAR or high < -_FAR or high - low > _LONGEST:
+        raise ValueError(
+            f"low, high: got {low}, {high}, expected ends at most {_LONGEST:.0f} apart, and one within {_FAR:.0f} of 0."
+        )
+    # Both halves by the mass beyond a distance from zero, which keeps its digits in the tails.
+    right, left = _Half(max(low, 0.0), max(high, 0.0)), _Half(max(-high, 0.0), max(-low, 0.0))
+    mass = math.sqrt(2 * math.pi) * (left.mass + right.mass)
     edge_low, edge_high = math.exp(-0.5 * low**2), math.exp(-0.5 * high**2)
 
     def sample(key: Key, n: int) -> Array:
-        draws = jax.random.truncated_normal(key, low, high, (n,))
-        margin = 2 * float(jnp.finfo(draws.dtype).eps) * (high - low)
+        side_key, key = jax.random.split(key)
+        is_left = jax.random.bernoulli(side_key, left.mass / (left.mass + right.mass), (n,))
+        uniform = jax.random.uniform(key, (n,))
+        draws = jnp.where(is_left, -left.distance(uniform), right.distance(uniform))
+        margin = 2 * float(jnp.finfo(draws.dtype).eps) * max(high - low, abs(low), abs(high))
         return jnp.clip(draws, low + margin, high - margin)
 
     return Target(

@@ -140,7 +140,7 @@ def judge(name: str, case: Case, replicates: int) -> dict[str, Any]:
         said.append(float(found.standard_error))
         believed.append(bool(found.reliable))
         gradients.append(spent)
-    off = np.abs(errors) > ERRORS * np.asarray(said) + TOLERATED
+    off = ~(np.abs(errors) <= ERRORS * np.asarray(said) + TOLERATED) | ~np.isfinite(said)
     return {
         "root_mean_square_error": float(np.sqrt(np.mean(np.square(errors)))),
         "said": float(np.median(said)),
