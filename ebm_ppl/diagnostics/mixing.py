@@ -131,7 +131,7 @@ def _stuck(flat: np.ndarray) -> np.ndarray:
     return _range(flat, axis=1) == 0
 
 
-def _range(values: np.ndarray, axis: int | None = None) -> np.ndarray:
+def _range(values: np.ndarray, axis: int | None = None) -> Any:
     with np.errstate(invalid="ignore", over="ignore"):  # infinities, whose range is no number
         return np.ptp(values, axis=axis)
 
